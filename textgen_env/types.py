@@ -1,0 +1,70 @@
+"""The noun list of the project: what flows from a task to a reward.
+
+``Prompt -> (episode) -> Completion -> Scores``. Everything here is plain data without torch; the other
+rooms hand these values on and never reach into each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+StopReason: TypeAlias = Literal["eos", "length"]
+"""Why an episode ended: the end-of-sequence action, or ``max_new_tokens`` reached."""
+
+RewardFunction: TypeAlias = Callable[..., Sequence[Any]]
+"""A reward plug-in: lists of strings in, one value a completion out.
+
+It is called with keyword arguments only and gets those it names (all of them with ``**kwargs``):
+``prompts``, ``completions`` (lists of B strings), ``completion_ids`` (B lists of token ids, the EOS
+included where it was emitted), ``references`` (B lists of strings), ``stop_reasons`` (B strings) and one
+list a metadata column of the task. It returns B entries, each a float (paid on the last token), an array
+of one reward a token, or ``None`` ("does not apply").
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One item of a task: the text to continue, and what is known about good continuations."""
+
+    text: str
+    references: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """What an episode produced for a prompt. ``token_ids`` are the sampled actions, never re-tokenised text."""
+
+    prompt: Prompt
+    text: str
+    token_ids: npt.NDArray[np.int64]
+    """Shape (T,), T >= 1; the EOS included where it was emitted."""
+    stop_reason: StopReason | None
+    """``None`` while the text is still growing (dense rewards are asked about every prefix)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A reward's verdict on B completions."""
+
+    token_rewards: list[npt.NDArray[np.float64]]
+    """B arrays of shape (T_i,): the reward of every token. A terminal reward stands on the last token."""
+    components: dict[str, dict[str, npt.NDArray[np.float64]]]
+    """Reward name -> {"raw": (B,), "weighted": (B,)}. The weighted values of all names sum to ``totals``."""
+
+    @property
+    def totals(self) -> npt.NDArray[np.float64]:
+        """Shape (B,): the undiscounted reward of each completion."""
+        return np.array([rewards.sum() for rewards in self.token_rewards], dtype=np.float64)
+
+    def info(self, index: int) -> dict[str, dict[str, float]]:
+        """The components of one completion, as ``env.step`` reports them in ``info["reward"]``."""
+        return {
+            name: {kind: float(values[index]) for kind, values in component.items()}
+            for name, component in self.components.items()
+        }
