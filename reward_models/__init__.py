@@ -1,0 +1,1 @@
+"""Everything that turns finished (or growing) text into numbers."""
