@@ -36,14 +36,14 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """What an episode produced for a prompt. ``token_ids`` are the sampled actions, never re-tokenised text."""
+    """What an episode produced for a prompt."""
 
     prompt: Prompt
     text: str
-    token_ids: npt.NDArray[np.int64]
-    """Shape (T,), T >= 1; the EOS included where it was emitted."""
+    token_ids: tuple[int, ...]
+    """The T >= 1 sampled actions (never re-tokenised text), the EOS included where it was emitted."""
     stop_reason: StopReason | None
     """``None`` while the text is still growing (dense rewards are asked about every prefix)."""
 

@@ -1,0 +1,171 @@
+"""The rules of the game, shared by one episode (`env`) and by batched rows (`vector_env`).
+
+State: the token prefix. Action: the next token. An episode ends, ``terminated``, with an EOS action or with
+``max_new_tokens`` (the length cap belongs to the MDP, so the text is scored and nothing is bootstrapped).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from transformers import PreTrainedTokenizerBase
+
+from textgen_env.lookup import did_you_mean
+from textgen_env.reward import Reward, resolve_reward
+from textgen_env.tasks import TextTask, resolve_task
+from textgen_env.tokenizer import TextTokenizer, train_tokenizer
+from textgen_env.types import Completion, Prompt, Scores, StopReason
+
+
+class TextMDP:
+    """A task, a tokenizer, a reward and two limits.
+
+    Args:
+        task: a `TextTask`, ``"module:attr"``, a function that makes one, or a .jsonl/.csv file.
+        reward: a registered name, ``"module:attr"``, a function or an object (see `textgen_env.reward`).
+        tokenizer: a hub name, folder, Hugging Face tokenizer or `TextTokenizer`. Default: a byte-level BPE of
+            ``vocab_size`` tokens trained on the task's training texts.
+        max_prompt_tokens: longer prompts are cut (with one warning). Default: the longest prompt of the task.
+        max_new_tokens: the length cap of a completion.
+        split: which prompts are drawn: "train", "validation" or "test".
+        truncation_side: which end of a long prompt is cut off; "left" keeps the end, where the question stands.
+        eos_token_id: overrides the tokenizer's EOS (one id or several).
+        vocab_size: size of the tokenizer trained where none is given.
+        task_kwargs: handed to ``task`` where it is a function.
+
+    Attributes:
+        prompts: the prompts of the split.
+        observation_space: ``Dict(input_ids=Box int64 (L,), attention_mask=Box int8 (L,))``, padded on the
+            right, ``L = max_prompt_tokens + max_new_tokens``.
+        action_space: ``Discrete(vocab_size)``.
+    """
+
+    def __init__(
+        self,
+        task: TextTask | str | Path | Callable[..., TextTask],
+        reward: Any,
+        tokenizer: str | Path | PreTrainedTokenizerBase | TextTokenizer | None = None,
+        *,
+        max_prompt_tokens: int | None = None,
+        max_new_tokens: int = 32,
+        split: str = "train",
+        truncation_side: Literal["left", "right"] = "left",
+        eos_token_id: int | Sequence[int] | None = None,
+        vocab_size: int = 1024,
+        task_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (("max_prompt_tokens", max_prompt_tokens), ("max_new_tokens", max_new_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if truncation_side not in ("left", "right"):
+            raise ValueError(f"truncation_side must be 'left' or 'right', got {truncation_side!r}")
+        self.task = resolve_task(task, **(task_kwargs or {}))
+        self.split = split
+        self.prompts: tuple[Prompt, ...] = self.task.prompts(split)
+        self.reward: Reward = resolve_reward(reward)
+        if isinstance(tokenizer, TextTokenizer):
+            self.tokenizer = tokenizer
+        else:
+            if tokenizer is None:
+                tokenizer = train_tokenizer(self.task.texts("train"), vocab_size)
+            self.tokenizer = TextTokenizer(tokenizer, eos_token_id)
+        self.truncation_side = truncation_side
+        self._prompt_ids: dict[int, npt.NDArray[np.int64]] = {}
+        self._warned_of_truncation = False
+        self.max_prompt_tokens = max_prompt_tokens or self._longest_prompt()
+        self.max_new_tokens = max_new_tokens
+
+        length = self.max_prompt_tokens + max_new_tokens
+        vocab = self.tokenizer.vocab_size
+        self.observation_space = spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, vocab - 1, (length,), np.int64),
+                "attention_mask": spaces.Box(0, 1, (length,), np.int8),
+            }
+        )
+        self.action_space = spaces.Discrete(vocab)
+        self.is_eos_V = np.zeros(vocab, dtype=np.bool_)
+        self.is_eos_V[list(self.tokenizer.eos_ids)] = True
+
+    def _longest_prompt(self) -> int:
+        # Over all splits: environments for training and evaluation must share one observation space.
+        return max(
+            len(self.tokenizer.encode_prompt(prompt.text))
+            for split in self.task.splits.values()
+            for prompt in split
+        )
+
+    def prompt_ids(self, index: int) -> npt.NDArray[np.int64]:
+        """Token ids of prompt ``index``, shape (P,), 1 <= P <= max_prompt_tokens.
+
+        Raises:
+            IndexError: there is no such prompt in the split.
+        """
+        ids = self._prompt_ids.get(index)
+        if ids is None:
+            if not 0 <= index < len(self.prompts):
+                raise IndexError(
+                    f"prompt_index {index} is out of range: split '{self.split}' has {len(self.prompts)} prompts"
+                )
+            ids = self.tokenizer.encode_prompt(self.prompts[index].text)
+            if len(ids) > self.max_prompt_tokens:
+                if not self._warned_of_truncation:
+                    self._warned_of_truncation = True
+                    warnings.warn(
+                        f"prompt {index} of split '{self.split}' has {len(ids)} tokens and is cut on the "
+                        f"{self.truncation_side} to max_prompt_tokens={self.max_prompt_tokens} (said once)",
+                        stacklevel=2,
+                    )
+                cut = self.max_prompt_tokens
+                ids = ids[-cut:] if self.truncation_side == "left" else ids[:cut]
+            self._prompt_ids[index] = ids
+        return ids
+
+    def complete(self, prompt_index: int, token_ids: Sequence[int], stop: StopReason | None) -> Completion:
+        """The completion that ``token_ids`` (the actions so far) are for prompt ``prompt_index``."""
+        ids = tuple(int(token) for token in token_ids)
+        return Completion(self.prompts[prompt_index], self.tokenizer.decode(ids), ids, stop)
+
+    def score(self, completions: Sequence[Completion]) -> Scores:
+        """The reward of a batch of completions: one call of the plug-in."""
+        return self.reward.score(completions)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the reward pays every token as it comes, rather than the finished text."""
+        return self.reward.kind == "dense"
+
+    def reset_info(self, prompt_index: int) -> dict[str, Any]:
+        """What ``reset`` reports: the prompt, its references and its index in the split."""
+        prompt = self.prompts[prompt_index]
+        return {"prompt": prompt.text, "references": prompt.references, "prompt_index": prompt_index}
+
+    def end_info(self, completion: Completion, scores: Scores, index: int) -> dict[str, Any]:
+        """What ``step`` reports at the end of an episode.
+
+        ``reward`` holds every component; ``token_rewards`` is there when a plug-in gave one value a token
+        although it was asked about the finished text only (their sum is what the last step pays).
+        """
+        info = {
+            "prompt": completion.prompt.text,
+            "references": completion.prompt.references,
+            "text": completion.text,
+            "stop_reason": completion.stop_reason,
+            "reward": scores.info(index),
+            "completion": completion,
+        }
+        if not self.is_dense and scores.token_rewards[index][:-1].any():
+            info["token_rewards"] = tuple(scores.token_rewards[index].tolist())
+        return info
+
+    def check_prompt_options(self, options: Mapping[str, Any] | None, known: Sequence[str]) -> None:
+        """Refuse a misspelled reset option: it would be ignored without a word."""
+        for key in options or {}:
+            if key not in known:
+                raise ValueError(f"unknown reset option '{key}': {did_you_mean(key, known)}")

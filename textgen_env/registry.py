@@ -1,0 +1,73 @@
+"""Gymnasium ids: the built-in tasks, and one call for a user's own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "textgen_env/NewsSummary-v0": {
+        "task": "textgen_env.tasks:news_summary",
+        "reward": "rouge_l",
+        "max_prompt_tokens": 160,
+        "max_new_tokens": 24,
+    },
+}
+"""Id -> keyword arguments. Strings and numbers only, so that ``spec.to_json()`` works and ``make`` copies nothing."""
+
+
+def register(id: str, *, task: Any, reward: Any, **kwargs: Any) -> None:
+    """Register a text environment under a Gymnasium id, for ``gym.make`` and ``gym.make_vec`` alike.
+
+    Args:
+        id: a Gymnasium id such as "my/Jokes-v0".
+        task: a `TextTask`, a .jsonl/.csv file, ``"module:attr"`` or a function that makes one.
+        reward: a registered name, ``"module:attr"``, a function or an object.
+        **kwargs: any other argument of `TextMDP`, as the default of this id; ``make`` can override each.
+
+    Raises:
+        gymnasium.error.Error: the id is malformed.
+        ValueError: the id is taken.
+    """
+    if id in gym.registry:
+        raise ValueError(f"'{id}' is registered already: choose another id or the next version")
+    kwargs = {"task": task, "reward": reward, **kwargs}
+    if _is_plain(kwargs):
+        gym.register(
+            id,
+            entry_point="textgen_env.env:TextGenEnv",
+            vector_entry_point="textgen_env.vector_env:TextGenVectorEnv",
+            kwargs=copy.deepcopy(kwargs),
+        )
+    else:
+        # Gymnasium deep-copies registered kwargs at every `make`: a reward model would be doubled, a task with a
+        # million prompts copied. A function is copied by reference, so the objects ride in closures.
+        gym.register(id, entry_point=_creator(False, kwargs), vector_entry_point=_creator(True, kwargs))
+
+
+def _creator(vector: bool, defaults: dict[str, Any]) -> Callable[..., Any]:
+    def create(**kwargs: Any) -> Any:
+        from textgen_env.env import TextGenEnv
+        from textgen_env.vector_env import TextGenVectorEnv
+
+        return (TextGenVectorEnv if vector else TextGenEnv)(**{**defaults, **kwargs})
+
+    return create
+
+
+def _is_plain(kwargs: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(json.dumps(kwargs)) == kwargs)
+    except TypeError:
+        return False
+
+
+def register_built_in() -> None:
+    """Register the tasks that come with the package. Importing ``textgen_env`` does it."""
+    for id, kwargs in BUILT_IN.items():
+        if id not in gym.registry:
+            register(id, **kwargs)
