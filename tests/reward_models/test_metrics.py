@@ -1,0 +1,145 @@
+"""ROUGE: the same numbers as the library it wraps, and clear words where there is nothing to compare."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rouge_score import rouge_scorer
+
+from reward_models import Rouge
+from textgen_env.reward import RewardError, resolve_reward
+from textgen_env.types import Completion, Prompt
+
+PAIRS = [
+    ("the cat sat on the mat", "the cat was on the mat"),
+    ("Running dogs!\nA quiet end.", "A dog runs.\nThe end was quiet."),
+    ("mat the on sat cat the", "the cat sat on the mat"),
+    ("exactly this", "exactly this"),
+    ("nothing", "in common"),
+    ("", "an empty answer"),
+    ("an empty reference", ""),
+    ("¿?!", "..."),
+]
+LIBRARY_NAMES = {"1": "rouge1", "2": "rouge2", "L": "rougeL", "Lsum": "rougeLsum"}
+MEASURES = {"f1": "fmeasure", "precision": "precision", "recall": "recall"}
+
+
+def library(variant: str, measure: str, stem: bool, pairs: list[tuple[str, str]]) -> list[float]:
+    name = LIBRARY_NAMES[variant]
+    scorer = rouge_scorer.RougeScorer([name], use_stemmer=stem)
+    return [getattr(scorer.score(target, text)[name], MEASURES[measure]) for text, target in pairs]
+
+
+def ours(rouge: Rouge, pairs: list[tuple[str, str]]) -> list[float]:
+    return rouge(completions=[text for text, _ in pairs], references=[[target] for _, target in pairs])
+
+
+@pytest.mark.parametrize("stem", [False, True])
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("variant", LIBRARY_NAMES)
+def test_parity_with_the_library(variant: str, measure: str, stem: bool) -> None:
+    scores = ours(Rouge(variant, measure=measure, use_stemmer=stem), PAIRS)
+    assert scores == library(variant, measure, stem, PAIRS)
+    assert all(type(score) is float and 0.0 <= score <= 1.0 for score in scores)
+
+
+@pytest.mark.parametrize("variant", LIBRARY_NAMES)
+def test_parity_on_news_summaries(variant: str) -> None:
+    path = Path(__file__).parents[2].parent / "shared" / "data" / "cnndm_sample" / "cnndm.jsonl"
+    if not path.exists():
+        pytest.skip("the news sample is not here")
+    with path.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines][:40]
+    # The lead is a strong summary; its sentences go on lines of their own, as Lsum wants them.
+    pairs = [(record["document"][:300].replace(". ", ".\n"), record["summary"]) for record in records]
+    scores = ours(Rouge(variant), pairs)
+    assert scores == library(variant, "f1", False, pairs)
+    assert len(set(scores)) > 20
+
+
+def test_what_separates_the_variants() -> None:
+    reordered = [("mat the on sat cat the", "the cat sat on the mat")]
+    assert ours(Rouge("1"), reordered) == [1.0]
+    assert ours(Rouge("L"), reordered)[0] < 1.0
+    two_lines = [("b b\na a", "a a\nb b")]
+    assert ours(Rouge("Lsum"), two_lines) == [1.0]
+    assert ours(Rouge("L"), two_lines) == [0.5]
+    inflected = [("dogs running", "dog runs")]
+    assert ours(Rouge("1"), inflected)[0] < ours(Rouge("1", use_stemmer=True), inflected)[0]
+
+
+def test_the_best_of_several_references_is_the_best_in_the_chosen_measure() -> None:
+    text, short, long = "the dog", "the", "the dog and the cat"
+    references = [[short, long]]
+    assert Rouge("1", "precision")([text], references) == [1.0]  # of the long one
+    assert Rouge("1", "recall")([text], references) == [1.0]  # of the short one
+    f1 = [ours(Rouge("1"), [(text, target)])[0] for target in (short, long)]
+    assert f1[0] > f1[1]
+    assert Rouge("1")([text], references) == [f1[0]]
+    assert Rouge("1", aggregate="mean")([text], references) == [sum(f1) / 2]
+    # The library picks the reference by F1 whatever is asked, which would be another precision.
+    by_f1 = rouge_scorer.RougeScorer(["rouge1"]).score_multi(references[0], text)["rouge1"]
+    assert by_f1.precision == 0.5
+
+
+@pytest.mark.parametrize("spelling", ["L", "l", "rougeL", "rouge_l", "ROUGE-L"])
+def test_variants_may_be_spelt_as_people_do(spelling: str) -> None:
+    assert Rouge(spelling).name == "rouge_l"
+
+
+def test_names_say_what_is_measured() -> None:
+    assert Rouge(1).name == "rouge_1"
+    assert Rouge("rouge2", measure="recall").name == "rouge_2_recall"
+    assert Rouge("Lsum").name == "rouge_lsum"
+    assert (Rouge().kind, Rouge().bounds) == ("terminal", (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant": "Lsumm"}, "unknown ROUGE variant 'Lsumm'; did you mean 'lsum'"),
+        ({"variant": 3}, "unknown ROUGE variant 3; Known: 1, 2, l, lsum"),
+        ({"measure": "recal"}, "unknown ROUGE measure 'recal'; did you mean 'recall'"),
+        ({"aggregate": "maximum"}, "unknown ROUGE aggregate 'maximum'; did you mean 'max'|Known: max, mean"),
+    ],
+)
+def test_unknown_settings_name_the_mend(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Rouge(**settings)
+
+
+def test_a_prompt_without_references_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match="prompt 'Tell me' has none"):
+        Rouge()(["a", "b"], [["a"], []], prompts=["Say", "Tell me"])
+    with pytest.raises(ValueError, match="prompt number 1 has none"):
+        Rouge()(["a", "b"], [["a"], []])
+    batch = [
+        Completion(Prompt("Say", ("a",)), "a", (1,), "eos"),
+        Completion(Prompt("Tell me"), "b", (1,), "eos"),
+    ]
+    with pytest.raises(
+        RewardError, match=r"'rouge_l' raised ValueError .*completion 1 of 2: 'b' \(prompt: 'Tell me'\)"
+    ):
+        resolve_reward("rouge_l").score(batch)
+
+
+def test_references_given_as_one_string_are_not_read_letter_by_letter() -> None:
+    with pytest.raises(TypeError, match="a list of references a prompt, got the string 'abc'"):
+        Rouge()(["abc"], ["abc"])
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Rouge()(["a", "b"], [["a"]])
+
+
+def test_pickles_and_deepcopies() -> None:
+    rouge = Rouge("L", measure="recall", use_stemmer=True)
+    for twin in (pickle.loads(pickle.dumps(rouge)), copy.deepcopy(rouge)):
+        assert twin.name == rouge.name
+        assert ours(twin, PAIRS) == ours(rouge, PAIRS)
