@@ -11,7 +11,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from textgen_env.tasks import TextTask, news_summary
-from textgen_env.tasks.news_summary import _ASIDES, _NAMES, _TOPICS
+from textgen_env.tasks.news_templates import ASIDES, NAMES, TOPICS
 from textgen_env.types import Prompt
 
 
@@ -67,8 +67,8 @@ def test_lengths_hold_for_every_seed():
     def words(template: str) -> int:
         return len(template.format_map(dict.fromkeys(fields(template), "x") | {"person": "x y"}).split())
 
-    general = [words(aside) for aside in _ASIDES]
-    for topic in _TOPICS.values():
+    general = [words(aside) for aside in ASIDES]
+    for topic in TOPICS.values():
         asides = sorted(map(words, topic.asides))
         for event in topic.events:
             told = [[words(line) for line in lines] for lines in (event.leads, event.amounts, topic.places)]
@@ -88,7 +88,7 @@ def test_variety(prompts):
 
 
 def test_every_kind_of_sentence_has_several_phrasings():
-    for topic in _TOPICS.values():
+    for topic in TOPICS.values():
         assert len(topic.events) >= 4
         assert min(len(topic.places), len(topic.asides)) >= 3
         for event in topic.events:
@@ -98,10 +98,10 @@ def test_every_kind_of_sentence_has_several_phrasings():
 def test_no_fact_of_an_aside_is_in_the_headline(prompts):
     """Each city of an article but one is a distractor."""
     for prompt in prompts:
-        in_headline = [city for city in _NAMES["city"] if city in prompt.references[0].split()]
+        in_headline = [city for city in NAMES["city"] if city in prompt.references[0].split()]
         assert len(in_headline) == 1
         assert in_headline == [prompt.metadata["facts"][1][2]]
-    distractors = [sum(city in prompt.text for city in _NAMES["city"]) - 1 for prompt in prompts]
+    distractors = [sum(city in prompt.text for city in NAMES["city"]) - 1 for prompt in prompts]
     assert mean(distractors) > 1.5
 
 
@@ -167,7 +167,7 @@ def pattern(template: str) -> re.Pattern[str]:
     return re.compile(body, re.IGNORECASE)
 
 
-EVENTS = [(topic, event) for topic in _TOPICS.values() for event in topic.events]
+EVENTS = [(topic, event) for topic in TOPICS.values() for event in topic.events]
 LEADS = [(pattern(lead), topic, event) for topic, event in EVENTS for lead in event.leads]
 DETAILS = {id(event): [pattern(template) for template in (*event.amounts, *topic.places)] for topic, event in EVENTS}
 
@@ -200,7 +200,7 @@ def test_the_headline_can_be_read_off_every_article(prompts):
 
 
 def test_every_name_and_number_of_the_headline_is_in_the_article(prompts):
-    names = {name for kind in _NAMES.values() for name in kind}
+    names = {name for kind in NAMES.values() for name in kind}
     for prompt in prompts:
         told = set(re.findall(r"[\w,]*\w", article(prompt)))
         assert set(prompt.references[0].split()) & names <= told
