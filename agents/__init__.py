@@ -1,1 +1,7 @@
 """Agents whose policy is a transformer."""
+
+from agents.ppo import PPO as PPO
+from agents.ppo import PPOConfig as PPOConfig
+from agents.supervised import SupervisedConfig as SupervisedConfig
+from agents.supervised import supervised_fit as supervised_fit
+from agents.trajectories import Trajectories as Trajectories

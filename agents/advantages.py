@@ -1,0 +1,76 @@
+"""Advantage estimation: pure functions over [episodes, steps] tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    bootstrap_values_B: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16).
+
+    ``δ_t = r_t + γ V_{t+1} − V_t`` and ``A_t = Σ_l (γλ)^l δ_{t+l}``, each episode on its own length.
+
+    Args:
+        rewards_BT: reward of each action.
+        values_BT: V of the prefix each action was taken in.
+        mask_BT: True where an action was taken; each row a run of True from step 0.
+        gamma: discount.
+        lam: λ; 1 is the Monte Carlo return minus the value, 0 the one-step error.
+        bootstrap_values_B: V after the last action, for episodes cut short from outside; default 0 (terminal).
+
+    Returns:
+        ``advantages_BT`` and ``returns_BT = advantages + values`` (the value targets), 0 outside the mask.
+    """
+    steps = rewards_BT.shape[1]
+    advantages_BT = torch.zeros_like(values_BT)
+    after_B = torch.zeros_like(values_BT[:, 0])
+    next_values_B = after_B if bootstrap_values_B is None else bootstrap_values_B
+    for t in reversed(range(steps)):
+        running_B = mask_BT[:, t]
+        delta_B = rewards_BT[:, t] + gamma * next_values_B - values_BT[:, t]
+        # Steps past a row's end leave its carried values as they are: 0 and the bootstrap.
+        after_B = torch.where(running_B, delta_B + gamma * lam * after_B, after_B)
+        next_values_B = torch.where(running_B, values_BT[:, t], next_values_B)
+        advantages_BT[:, t] = after_B * running_B
+    return advantages_BT, (advantages_BT + values_BT) * mask_BT
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the mask; 0 outside it.
+
+    A single masked entry, or all entries alike, become 0.
+    """
+    mean = masked_mean(values_BT, mask_BT)
+    variance = masked_mean((values_BT - mean) ** 2, mask_BT)
+    return (values_BT - mean) * torch.rsqrt(variance + eps) * mask_BT
+
+
+def masked_mean(values_BT: Tensor, mask_BT: Tensor, *, count: int | None = None) -> Tensor:
+    """The mean over the mask, a scalar.
+
+    ``count`` replaces the number of masked entries as the divisor: a micro-batch divides by the count of its
+    whole minibatch, so that the micro-batches' sum is the minibatch's mean.
+    """
+    total = torch.where(mask_BT, values_BT, torch.zeros_like(values_BT)).sum()
+    return total / (mask_BT.sum() if count is None else count)
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
+    """``1 − Var[R − V] / Var[R]`` over the mask: 1 is a perfect critic, 0 one that is no better than a constant.
+
+    NaN where the returns do not vary.
+    """
+    returns = returns_BT[mask_BT]
+    variance = returns.var(correction=0)
+    if variance == 0:
+        return float("nan")
+    return float(1 - (returns - values_BT[mask_BT]).var(correction=0) / variance)

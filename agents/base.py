@@ -1,0 +1,424 @@
+"""The part that all algorithms share: an SB3 citizen around a policy, a collector and a frozen reference."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.utils import check_for_correct_spaces
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from agents.callbacks import TokenProgressBar
+from agents.config import AlgorithmConfig, make_config
+from agents.environments import TextVecEnv, as_vector_env
+from agents.invariants import check_first_rollout
+from agents.policy import ModelSource, TextPolicy, load_model
+from agents.prediction import predict
+from agents.rollout import Collector
+from agents.trajectories import Trajectories
+from textgen_env import Prompt, TextGenVectorEnv, TextMDP, TextTask
+
+
+class TextAlgorithm(BaseAlgorithm):
+    """Base class of the agents: `learn`, `predict`, `save` and `load` as in Stable-Baselines3, on whole episodes.
+
+    A subclass names its ``config_class`` and writes ``train(trajectories)``.
+
+    Args:
+        policy: the language model: a hub name, a local folder, a transformers config or a model object.
+        env: a registered id, or any text environment (see `as_vector_env`).
+        config: the options; keyword arguments override single fields of it.
+        seed: seeds sampling, prompt order and fresh weights. No global generator is touched.
+        device: "auto", "cpu", "cuda", …
+        verbose: 1 prints metrics to the terminal.
+        tensorboard_log: folder for TensorBoard logs.
+        stats_window_size: episodes over which SB3's ``rollout/`` statistics run.
+        **overrides: fields of the config.
+    """
+
+    config_class: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
+    config: AlgorithmConfig
+    policy: TextPolicy  # type: ignore[assignment]
+    reference: TextPolicy | None
+    collector: Collector
+
+    def __init__(
+        self,
+        policy: ModelSource | type[TextPolicy],
+        env: Any,
+        config: AlgorithmConfig | None = None,
+        *,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+        stats_window_size: int = 100,
+        _init_setup_model: bool = True,
+        **overrides: Any,
+    ) -> None:
+        self.config = make_config(self.config_class, config, overrides)
+        named = isinstance(policy, (str, Path))
+        if env is not None:
+            tokenizer = _tokenizer_beside(policy) if named and isinstance(env, str) else None
+            env = TextVecEnv(as_vector_env(env, self.config.num_envs, tokenizer))
+        super().__init__(
+            policy=TextPolicy,  # type: ignore[arg-type]
+            env=env,
+            learning_rate=0.0,  # set from the config once the model's width is known
+            seed=seed,
+            device=device,
+            verbose=verbose,
+            tensorboard_log=tensorboard_log,
+            stats_window_size=stats_window_size,
+            support_multi_env=True,
+        )
+        self._iteration = 0
+        self._source: Any = policy
+        self._model_config: dict[str, Any] | None = None
+        self._sampler_state: Any = None
+        mdp = self._mdp
+        self.tokenizer = None if mdp is None else mdp.tokenizer
+        self.max_new_tokens = 64 if mdp is None else mdp.max_new_tokens
+        if _init_setup_model:
+            if named:
+                self._check_tokenizer(policy)
+            self._setup_model()
+
+    # ---------------------------------------------------------------- construction
+
+    @property
+    def _mdp(self) -> TextMDP | None:
+        """The rules of our own environment, where the agent plays in one."""
+        inner = self.env.vector_env.unwrapped if isinstance(self.env, TextVecEnv) else None
+        return getattr(inner, "mdp", None)
+
+    def _check_tokenizer(self, source: Any) -> None:
+        """A named model comes with a tokenizer: the environment must speak it."""
+        beside = _tokenizer_beside(source)
+        if beside is None or self.tokenizer is None:
+            return
+        own = AutoTokenizer.from_pretrained(str(beside)).get_vocab()
+        if own != self.tokenizer.hf.get_vocab():
+            raise ValueError(
+                f"model '{source}' has a tokenizer of {len(own)} tokens, the environment speaks another one of "
+                f"{self.tokenizer.vocab_size}: make the environment with tokenizer='{source}'"
+            )
+
+    def _setup_model(self) -> None:
+        vocab_size = int(self.action_space.n)  # type: ignore[attr-defined]
+        if self._model_config is not None:  # being loaded: the weights follow, nothing is downloaded
+            kwargs = dict(self._model_config)
+            model = load_model(AutoConfig.for_model(kwargs.pop("model_type"), **kwargs))
+        else:
+            model = load_model(self._source, self.seed)
+            self._source = None  # not kept: a model object would be saved twice
+            self._model_config = _plain_config(model.config)
+        # The invariants of an earlier run hold for a loaded agent too; its reference no longer equals its policy.
+        self._reference_is_copy = self.num_timesteps == 0
+        self.policy = TextPolicy(
+            model, vocab_size, temperature=self.config.temperature, precision=self.config.precision
+        ).to(self.device)
+        width = model.get_output_embeddings().weight.shape[1]
+        rate = self.config.learning_rate
+        self.learning_rate = 0.04 / width if rate is None else rate
+        linear = self.config.learning_rate_schedule == "linear"
+        self.lr_schedule = functools.partial(_linear if linear else _constant, self.learning_rate)
+        self.policy.optimizer = torch.optim.Adam(
+            [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
+            lr=self.learning_rate,
+            eps=self.config.adam_eps,
+        )
+        self.reference = self._make_reference()
+        if self.env is not None:
+            self._setup_collector()
+
+    def _setup_collector(self) -> None:
+        vector_env = self.env.vector_env  # type: ignore[union-attr]
+        if isinstance(vector_env, TextGenVectorEnv):  # bare: score a whole rollout in one call
+            vector_env = TextGenVectorEnv(
+                vector_env.num_envs,
+                mdp=vector_env.mdp,
+                autoreset_mode=vector_env.autoreset_mode,
+                defer_scoring=not vector_env.mdp.is_dense,
+            )
+        self.collector = Collector(vector_env, self.policy, seed=self.seed)
+        if self._sampler_state is not None:
+            self.collector.load_state(self._sampler_state)
+
+    def _make_reference(self) -> TextPolicy | None:
+        """A frozen copy of the policy as it stands now; algorithms without a KL penalty return None."""
+        reference = copy.deepcopy(self.policy)
+        reference.requires_grad_(False)
+        if hasattr(reference, "optimizer"):
+            del reference.optimizer
+        return reference
+
+    def refresh_reference(self) -> None:
+        """Make the policy, as it is now, the reference (after a supervised warm start, say)."""
+        self.reference = self._make_reference()
+        self._reference_is_copy = True
+
+    # ---------------------------------------------------------------- the SB3 citizen
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> TextVecEnv:
+        return env if isinstance(env, TextVecEnv) else TextVecEnv(as_vector_env(env, 32))
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Exchange the environment; spaces must agree. As in SB3, but any text environment will do."""
+        wrapped = self._wrap_env(env)
+        check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        if force_reset:
+            self._last_obs = None
+        self.env, self.n_envs = wrapped, wrapped.num_envs
+        self.tokenizer = self._mdp.tokenizer if self._mdp is not None else self.tokenizer
+        self._setup_collector()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Restart the agent's own generators. Unlike SB3's, no global one."""
+        self.seed = seed
+        if self.env is not None:
+            self._sampler_state = None
+            self._setup_collector()
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.optimizer"]
+        return (names if self.reference is None else [*names, "reference"]), []
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "collector", "reference"]
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write everything a later `load` needs to go on: weights, optimiser, reference, options, generators."""
+        if self.env is not None:
+            self._sampler_state = self.collector.state()
+        super().save(path, exclude, include)
+
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        callback = super()._init_callback(callback, progress_bar=False)
+        if progress_bar:
+            callback = CallbackList([callback, TokenProgressBar()])
+            callback.init_callback(self)
+        return callback
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Any]:
+        """The next token for an observation. Hand the returned state in with the next one: it is the KV cache."""
+        generator = self.collector.generator if self.env is not None else self._own_generator
+        return predict(self.policy, observation, state, deterministic=deterministic, generator=generator)
+
+    @functools.cached_property
+    def _own_generator(self) -> torch.Generator:
+        return torch.Generator(self.policy.device).manual_seed(0 if self.seed is None else self.seed)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        greedy: bool = False,
+        seed: int | None = None,
+    ) -> list[str]:
+        """Complete texts.
+
+        Args:
+            prompts: the texts to continue.
+            max_new_tokens: the length cap; by default that of the environment the agent learned in.
+            greedy: the most likely token each time, instead of sampling at the training temperature.
+            seed: seeds the sampling; by default the agent's seed.
+
+        Raises:
+            RuntimeError: the agent was loaded without knowing a tokenizer.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a list of texts, not one text: generate([text])")
+        if self.tokenizer is None:
+            raise RuntimeError("the agent knows no tokenizer: load it with env=")
+        if not prompts:
+            return []
+        lengths = [len(self.tokenizer.encode_prompt(prompt)) for prompt in prompts]
+        task = TextTask("generate", {"train": tuple(Prompt(prompt) for prompt in prompts)})
+        mdp = TextMDP(
+            task,
+            _no_reward,
+            self.tokenizer,
+            max_prompt_tokens=max(lengths),
+            max_new_tokens=max_new_tokens or self.max_new_tokens,
+        )
+        env = TextGenVectorEnv(min(len(prompts), 64), mdp=mdp, autoreset_mode="Disabled", defer_scoring=True)
+        collector = Collector(env, self.policy, seed=self.seed if seed is None else seed)
+        episodes = collector.collect(len(prompts), prompt_indices=range(len(prompts)), greedy=greedy)
+        assert episodes is not None
+        return [completion.text for completion in episodes.completions]
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Any:
+        """Train for ``total_timesteps`` tokens (whole rollouts: the last one may run over).
+
+        Args:
+            total_timesteps: tokens to act.
+            callback: SB3 callbacks; ``on_step`` is called after every vector step.
+            log_interval: rollouts between two log lines.
+            tb_log_name: name of the TensorBoard run; by default the algorithm's.
+            reset_num_timesteps: False goes on counting (a resumed run).
+            progress_bar: a bar with tokens a second and the time left.
+
+        Raises:
+            InvariantError: the first rollout shows that something is wired wrongly.
+        """
+        if self.env is None:
+            raise RuntimeError("the agent has no environment to learn in: load it with env=, or call set_env")
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps:
+            started = time.perf_counter()
+            trajectories = self.collect_rollouts(callback)
+            if trajectories is None:
+                break
+            collected = time.perf_counter()
+            if self._iteration == 0 and self.config.check_invariants:
+                check_first_rollout(self.policy, trajectories, self.reference if self._reference_is_copy else None)
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self._update_learning_rate(self.policy.optimizer)
+            self._log_rollout(trajectories)
+            self.train(trajectories)  # type: ignore[call-arg]
+            self._iteration += 1
+            finished = time.perf_counter()
+            self.logger.record("time/rollout_seconds", collected - started)
+            self.logger.record("time/update_seconds", finished - collected)
+            self.logger.record("time/tokens_per_second", trajectories.num_tokens / (finished - started))
+            if self._iteration % log_interval == 0:
+                self.logger.record("time/iterations", self._iteration)
+                self.logger.record("time/episodes", self._episode_num)
+                self.logger.record("num_tokens", self.num_timesteps)
+                self.logger.dump(self.num_timesteps)
+        callback.on_training_end()
+        return self
+
+    def collect_rollouts(self, callback: BaseCallback) -> Trajectories | None:
+        """Play the episodes of one update; None when a callback asked to stop."""
+        callback.on_rollout_start()
+
+        def on_step(step: dict[str, Any]) -> bool:
+            self.num_timesteps += step["num_running"]
+            callback.update_locals(step)
+            return bool(callback.on_step())
+
+        trajectories = self.collector.collect(
+            self.config.episodes_per_rollout, samples_per_prompt=self.config.samples_per_prompt, on_step=on_step
+        )
+        if trajectories is None:
+            return None
+        self._episode_num += len(trajectories)
+        assert self.ep_info_buffer is not None
+        seconds = (time.time_ns() - self.start_time) / 1e9
+        lengths, returns = trajectories.lengths_B.tolist(), trajectories.returns_B.tolist()
+        self.ep_info_buffer.extend(
+            {"r": score, "l": length, "t": seconds} for score, length in zip(returns, lengths, strict=True)
+        )
+        callback.update_locals({"trajectories": trajectories})
+        callback.on_rollout_end()
+        return trajectories
+
+    def train(self, trajectories: Trajectories) -> None:  # type: ignore[override]
+        """Update the policy on one rollout."""
+        raise NotImplementedError
+
+    def _log_rollout(self, trajectories: Trajectories) -> None:
+        returns = trajectories.returns_B
+        record = self.logger.record
+        record("reward", float(returns.mean()))
+        record("reward_std", float(returns.std(correction=0)))
+        for name in trajectories.infos[0].get("reward", {}):
+            values = [info["reward"][name]["raw"] for info in trajectories.infos]
+            record(f"rewards/{name}/mean", float(np.mean(values)))
+        record("completions/mean_length", float(trajectories.lengths_B.float().mean()))
+        cut = [info.get("stop_reason") == "length" for info in trajectories.infos]
+        record("completions/clipped_ratio", float(np.mean(cut)))
+
+    # ---------------------------------------------------------------- shared machinery of the updates
+
+    def micro_batches(self, trajectories: Trajectories) -> Iterator[tuple[Tensor, Trajectories]]:
+        """Split episodes into forwards of at most ``micro_batch_tokens``; yields their row numbers, and them.
+
+        Alike lengths go together: that keeps padding, and so wasted work, small.
+        """
+        totals = (trajectories.prompt_lengths_B + trajectories.lengths_B).tolist()
+        order = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)
+        while order:
+            fit = max(1, self.config.micro_batch_tokens // totals[order[0]])
+            yield torch.tensor(order[:fit]), trajectories.select(order[:fit])
+            order = order[fit:]
+
+    @torch.no_grad()
+    def rescore(self, policy: TextPolicy, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """``log_probs_BT`` and ``values_BT`` of the episodes' actions under ``policy``, by full forwards."""
+        log_probs_BT = torch.zeros_like(trajectories.log_probs_BT)
+        values_BT = torch.zeros_like(trajectories.values_BT)
+        for rows, part in self.micro_batches(trajectories):
+            scored, values, _ = policy.score_actions(
+                part.input_ids_BS, part.prompt_lengths_B, part.action_mask_BT, with_entropy=False
+            )
+            log_probs_BT[rows, : scored.shape[1]] = scored
+            values_BT[rows, : scored.shape[1]] = values
+        return log_probs_BT, values_BT
+
+    def optimiser_step(self) -> float:
+        """Clip the accumulated gradients and step; returns their norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm is {float(norm)}: lower the learning rate, or look for rewards of extreme size"
+            )
+        self.policy.optimizer.step()
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        self._n_updates += 1
+        return float(norm)
+
+
+def _linear(rate: float, progress_remaining: float) -> float:
+    return rate * progress_remaining
+
+
+def _constant(rate: float, progress_remaining: float) -> float:
+    return rate
+
+
+def _no_reward(completions: list[str], **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def _tokenizer_beside(source: Any) -> str | Path | None:
+    """The model's name or folder, if a tokenizer comes with it."""
+    if isinstance(source, (str, Path)) and Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
+        return None if not (Path(source) / "tokenizer_config.json").exists() else source
+    return source if isinstance(source, (str, Path)) else None
+
+
+def _plain_config(config: PreTrainedConfig) -> dict[str, Any]:
+    return {**config.to_dict(), "model_type": config.model_type}

@@ -1,0 +1,69 @@
+"""Options as small dataclasses: one default and one line of help a field; the command line is made from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from agents.policy import Precision
+from textgen_env.lookup import did_you_mean
+
+Config = TypeVar("Config", bound="AlgorithmConfig")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that carries its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class AlgorithmConfig:
+    """What every algorithm shares."""
+
+    learning_rate: float | None = option(
+        None, "Adam's step size; by default 0.04 / hidden width of the model (3e-4 at 128, 5e-5 at 768)"
+    )
+    learning_rate_schedule: Literal["constant", "linear"] = option("linear", "linear falls to 0 over the run")
+    num_envs: int = option(32, "rows decoded at once, where the environment is given by its id")
+    episodes_per_rollout: int = option(128, "episodes started, and played to their end, before each update")
+    samples_per_prompt: int = option(1, "episodes that share a prompt")
+    gamma: float = option(1.0, "discount a token")
+    temperature: float = option(1.0, "divides the logits, in sampling and in training alike")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    adam_eps: float = option(1e-5, "Adam's epsilon")
+    micro_batch_tokens: int = option(
+        16_384, "most tokens (padding included) in one forward; the result does not change"
+    )
+    precision: Precision = option("float32", "bf16 is autocast with float32 log-softmax, values and losses")
+    check_invariants: bool = option(True, "stop at the first rollout if sampler, trainer and reference disagree")
+
+    def __post_init__(self) -> None:
+        positive = ("num_envs", "episodes_per_rollout", "samples_per_prompt", "temperature", "micro_batch_tokens")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.episodes_per_rollout % self.samples_per_prompt:
+            raise ValueError(
+                f"episodes_per_rollout={self.episodes_per_rollout} must be a multiple of "
+                f"samples_per_prompt={self.samples_per_prompt}"
+            )
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+        if self.learning_rate_schedule not in ("constant", "linear"):
+            raise ValueError(
+                f"learning_rate_schedule must be 'constant' or 'linear', got {self.learning_rate_schedule!r}"
+            )
+
+
+def make_config(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:
+    """The given config (or the defaults) with some fields exchanged.
+
+    Raises:
+        TypeError: an override is no field, with the nearest field's name.
+    """
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in overrides:
+        if name not in known:
+            raise TypeError(f"{kind.__name__} has no option '{name}': {did_you_mean(name, known)}")
+    return dataclasses.replace(config, **overrides) if config is not None else kind(**overrides)

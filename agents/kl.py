@@ -1,0 +1,56 @@
+"""KL divergence from a reference policy: estimators, the penalty in the reward, and its coefficient.
+
+All estimators take ``d = log π(a) − log π_ref(a)`` of actions sampled from π (Schulman, "Approximating KL
+divergence", 2020). ``k1 = d`` and ``k3 = e^(−d) − 1 + d`` are unbiased values of KL(π‖π_ref), ``k2 = d²/2``
+is not. As a *loss*, k1's expected gradient is zero, so the penalty goes into the reward, without gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """``d``: unbiased, may be negative."""
+    return log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """``d²/2``: biased, never negative."""
+    return log_ratio**2 / 2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """``e^(−d) − 1 + d``: unbiased, never negative."""
+    return (-log_ratio).exp() - 1 + log_ratio
+
+
+def penalised_rewards(rewards_BT: Tensor, log_ratio_BT: Tensor, coef_per_sequence: float, mask_BT: Tensor) -> Tensor:
+    """``r_t − β d_t`` on the mask (Ziegler et al. 2019, equation 2), without gradient.
+
+    Summed over an episode the charge is β times the sequence's KL in nats: that is the unit of β.
+    """
+    return (rewards_BT - coef_per_sequence * log_ratio_BT.detach()) * mask_BT
+
+
+@dataclass
+class KLController:
+    """The coefficient β, fixed or steered towards a target (Ziegler et al. 2019, section 2.2).
+
+    ``β ← β · (1 + clip(KL / target − 1, ±0.2) · episodes / horizon)``.
+    """
+
+    coef: float
+    """β: reward units for a nat of KL of the whole sequence."""
+    target: float | None = None
+    """The KL of a sequence, in nats, to steer towards; None keeps β fixed."""
+    horizon: float = 10_000
+    """Episodes over which a steady error of 20 % changes β by 20 %."""
+
+    def update(self, kl_per_sequence: float, episodes: int) -> None:
+        """Take note of the mean KL of the last ``episodes`` episodes."""
+        if self.target is not None:
+            error = min(max(kl_per_sequence / self.target - 1, -0.2), 0.2)
+            self.coef *= 1 + error * episodes / self.horizon

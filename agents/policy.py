@@ -1,0 +1,324 @@
+"""A policy over any Hugging Face causal language model, with a value head that reads what its LM head reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from agents.slot_cache import SlotCache, check_cacheable
+
+ModelSource: TypeAlias = str | Path | PreTrainedConfig | PreTrainedModel
+Precision: TypeAlias = Literal["float32", "bf16"]
+
+
+def load_model(source: ModelSource, seed: int | None = None) -> PreTrainedModel:
+    """A causal LM from a hub name, a local folder, a config (fresh weights, drawn with ``seed``) or an object.
+
+    A model object is used as it is, not copied: training trains it.
+
+    Raises:
+        TypeError: ``source`` is none of these.
+    """
+    if isinstance(source, PreTrainedModel):
+        return source
+    if isinstance(source, PreTrainedConfig):
+        with torch.random.fork_rng(devices=[]):  # transformers draws weights from the global generator
+            torch.random.manual_seed(0 if seed is None else seed)
+            return _with_fastest_attention(AutoModelForCausalLM.from_config, source)
+    if isinstance(source, (str, Path)):
+        return _with_fastest_attention(AutoModelForCausalLM.from_pretrained, str(source), dtype=torch.float32)
+    # A wrapped model (peft's, say) is a module that still knows its config and its output embeddings.
+    if isinstance(source, nn.Module) and hasattr(source, "config") and hasattr(source, "get_output_embeddings"):
+        return source
+    raise TypeError(
+        f"model must be a hub name, a folder, a transformers config or a causal LM object, not {type(source).__name__}"
+    )
+
+
+def _with_fastest_attention(make: Any, source: Any, **kwargs: Any) -> PreTrainedModel:
+    try:
+        return make(source, attn_implementation="sdpa", **kwargs)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return make(source, attn_implementation="eager", **kwargs)  # some architectures have nothing else
+
+
+class TextPolicy(nn.Module):
+    """π(token | prefix) and V(prefix) of a causal LM.
+
+    Dropout is never active: an agent's ratios compare the same network with itself, and at p = 0.1 dropout
+    alone moves most of them outside a ±0.2 clip range.
+
+    Args:
+        model: the causal LM.
+        vocab_size: number of actions; logits of ids beyond it (a padded embedding) are cut off.
+        temperature: divides the logits, in sampling and in training alike.
+        precision: "float32", or "bf16" for autocast with float32 log-softmax and values.
+
+    Raises:
+        ValueError: the model knows fewer tokens than the environment has actions.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        *,
+        temperature: float = 1.0,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(model).__name__} has no language-model head: load it with AutoModelForCausalLM")
+        rows, width = head.weight.shape
+        if rows < vocab_size:
+            raise ValueError(
+                f"the model knows {rows} tokens, the environment has {vocab_size} actions: make the environment "
+                "with the model's own tokenizer (tokenizer=...), or call model.resize_token_embeddings"
+            )
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision must be 'float32' or 'bf16', got {precision!r}")
+        self.model = model
+        self.vocab_size = vocab_size
+        self.temperature = temperature
+        self.precision: Precision = precision
+        self.value_head = nn.Linear(width, 1, device=head.weight.device)
+        nn.init.zeros_(self.value_head.weight)  # the first advantages are then the rewards themselves
+        nn.init.zeros_(self.value_head.bias)
+        if head.weight.dtype == torch.float64:
+            self.value_head.double()
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.value_head.weight.device
+
+    def set_training_mode(self, mode: bool) -> None:
+        """SB3's switch. Neither mode turns dropout on, so there is nothing to switch."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision's context. Entering it around many calls casts the weights once."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        select: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        cache: SlotCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Next-token logits and values at chosen places only.
+
+        The LM head is the widest layer of a small model and its output the largest tensor of any; a hook hands
+        it the chosen rows alone, in every architecture, and the value head reads the same rows.
+
+        Args:
+            input_ids: (B, S) tokens.
+            position_ids: (B, S) explicit positions.
+            select: (N,) indices into the flattened B * S places.
+            attention_mask: (B, 1, S, K) True where attention may look; None is plain causal attention, which is
+                all that right-padded sequences need.
+            cache: written to, and for a decode step read from.
+
+        Returns:
+            Logits (N, vocab_size), divided by the temperature, and values (N,); both at least float32.
+        """
+        kept: list[Tensor] = []
+
+        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            kept.append(args[0].flatten(0, 1).index_select(0, select))
+            return (kept[0], *args[1:])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            with self.autocast():
+                output = self.model(
+                    input_ids=input_ids,
+                    position_ids=position_ids,
+                    attention_mask=attention_mask,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )
+        finally:
+            handle.remove()
+        hidden = kept[0].to(self.value_head.weight.dtype)
+        values = self.value_head(hidden).squeeze(-1)
+        logits = output.logits[:, : self.vocab_size]
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        return (logits if self.temperature == 1.0 else logits / self.temperature), values
+
+    def score_actions(
+        self,
+        input_ids_BS: Tensor,
+        prompt_lengths_B: Tensor,
+        action_mask_BT: Tensor,
+        *,
+        with_entropy: bool = True,
+        entropy_gradient: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, values and entropies of every action of B episodes, in one forward.
+
+        Args:
+            input_ids_BS: prompt, then actions, padded on the right with any id.
+            prompt_lengths_B: tokens of each prompt.
+            action_mask_BT: True where an action was taken.
+            with_entropy: whether entropies are wanted at all (else they are 0).
+            entropy_gradient: whether gradients flow through the entropies (else they are for logging only).
+
+        Returns:
+            ``log_probs_BT``, ``values_BT``, ``entropies_BT``: 0 outside the mask.
+        """
+        batch, length = input_ids_BS.shape
+        rows_N, steps_N = action_mask_BT.nonzero(as_tuple=True)
+        # The logits of an action stand at the token before it.
+        select_N = rows_N * length + prompt_lengths_B[rows_N] - 1 + steps_N
+        actions_N = input_ids_BS.flatten()[select_N + 1]
+        position_ids = torch.arange(length, device=input_ids_BS.device).expand(batch, -1)
+        logits_NV, values_N = self(input_ids_BS, position_ids, select_N)
+        log_probs_N = action_log_probs(logits_NV, actions_N)
+        if with_entropy:
+            with contextlib.nullcontext() if entropy_gradient else torch.no_grad():
+                entropies_N = entropy(logits_NV)
+        else:
+            entropies_N = torch.zeros_like(values_N)
+
+        def scatter(flat_N: Tensor) -> Tensor:
+            return flat_N.new_zeros(action_mask_BT.shape).index_put((rows_N, steps_N), flat_N)
+
+        return scatter(log_probs_N), scatter(values_N), scatter(entropies_N)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads (the value head is not part of it)."""
+        self.model.save_pretrained(str(folder))
+
+
+def action_log_probs(logits_NV: Tensor, actions_N: Tensor) -> Tensor:
+    """log π(action) of each row, shape (N,), in the precision of the logits."""
+    return logits_NV.gather(-1, actions_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+
+
+def entropy(logits_NV: Tensor) -> Tensor:
+    """The entropy of each row's distribution in nats, shape (N,)."""
+    log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
+    # 0 * -inf of a forbidden action is 0, not NaN
+    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=torch.finfo(log_probs_NV.dtype).min)).sum(-1)
+
+
+class Decoder:
+    """Token-by-token decoding of up to ``num_slots`` rows through a `SlotCache`.
+
+    Running rows are packed at the front, so a step costs what its running rows cost. Each step feeds the last
+    token of every row; the last token of a *prompt* is fed the same way, so a prefill needs no logits.
+
+    Args:
+        policy: the policy; it must not change while rows run.
+        num_slots: the most rows at once.
+        capacity: the most tokens a row (prompt and completion).
+    """
+
+    def __init__(self, policy: TextPolicy, num_slots: int, capacity: int) -> None:
+        check_cacheable(policy.model, capacity)
+        self.policy = policy
+        self.cache = SlotCache(num_slots, capacity)
+        self.num_rows = 0
+        self._additive = policy.model.config.get_text_config()._attn_implementation == "eager"
+        device = policy.device
+        self._last_tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self._positions = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self._span = 0
+        self._columns = torch.arange(capacity, device=device)
+
+    @torch.no_grad()
+    def start(self, rows: list[int], prompts: list[Tensor]) -> None:
+        """Give new prompts to some rows (each below, or just extending, ``num_rows``).
+
+        Equal prompts (several samples of one) are prefilled once and copied.
+
+        Args:
+            rows: M row numbers.
+            prompts: M int64 tensors of shape (P_i,), P_i >= 1.
+        """
+        device = self.policy.device
+        first: dict[bytes, int] = {}
+        unique: list[int] = []
+        source: list[int] = []
+        for index, prompt in enumerate(prompts):
+            key = prompt.numpy().tobytes()
+            if key not in first:
+                first[key] = len(unique)
+                unique.append(index)
+            source.append(first[key])
+        context = max(len(prompt) for prompt in prompts) - 1  # the last token is fed by the next step
+        if context:
+            ids = torch.zeros((len(unique), context), dtype=torch.long)
+            for at, index in enumerate(unique):
+                ids[at, : len(prompts[index]) - 1] = prompts[index][:-1]
+            slots = torch.tensor([rows[index] for index in unique], device=device)
+            self.cache.prefill(slots, context)
+            positions = torch.arange(context, device=device).expand(len(unique), -1)
+            self.policy(ids.to(device), positions, torch.zeros(0, dtype=torch.long, device=device), cache=self.cache)
+            copies = [(rows[unique[at]], row) for row, at in zip(rows, source, strict=True) if rows[unique[at]] != row]
+            if copies:
+                sources, targets = torch.tensor(copies, device=device).T
+                self.cache.copy_slots(sources, targets, context)
+        at = torch.tensor(rows, device=device)
+        self._last_tokens[at] = torch.stack([prompt[-1] for prompt in prompts]).to(device)
+        self._positions[at] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        self.num_rows = max(self.num_rows, max(rows) + 1)
+        self._span = max(self._span, context + 1)
+
+    @torch.no_grad()
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and values (N,) of the next token of the N running rows."""
+        count = self.num_rows
+        positions = self._positions[:count]
+        mask = (self._columns[: self._span] <= positions[:, None])[:, None, None, :]
+        if self._additive:
+            dtype = self.policy.value_head.weight.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        self.cache.decode(positions, self._span)
+        return self.policy(
+            self._last_tokens[:count, None],
+            positions[:, None],
+            torch.arange(count, device=positions.device),
+            attention_mask=mask,
+            cache=self.cache,
+        )
+
+    def append(self, tokens_N: Tensor) -> None:
+        """The tokens chosen for the running rows; the next `step` feeds them."""
+        self._last_tokens[: self.num_rows] = tokens_N
+        self._positions[: self.num_rows] += 1
+        self._span = min(self._span + 1, self.cache.capacity)
+
+    def drop(self, row: int) -> int | None:
+        """Stop a row. The last running row moves into its place; returns that row's old number, None if none moved."""
+        last = self.num_rows - 1
+        if row != last:
+            pair = torch.tensor([last, row], device=self._positions.device)
+            self.cache.copy_slots(pair[:1], pair[1:], self._span)
+            self._last_tokens[row] = self._last_tokens[last]
+            self._positions[row] = self._positions[last]
+        self.num_rows = last
+        return None if row == last else last
+
+
+@contextlib.contextmanager
+def decoding(policy: TextPolicy) -> Iterator[None]:
+    """No gradients, and in bf16 every weight cast once for the whole rollout."""
+    with torch.no_grad(), policy.autocast():
+        yield

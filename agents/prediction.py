@@ -1,0 +1,73 @@
+"""``predict`` for everyone else's loops: an observation in, the next token out, the cache as recurrent state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agents.policy import Decoder, TextPolicy, decoding
+from agents.rollout import sample_actions
+
+
+class PrefixState:
+    """What ``predict`` hands back as ``state``: the cache, and the prefixes it holds.
+
+    SB3's ``episode_start`` flag is not to be trusted (`evaluate_policy` leaves it up once an environment's
+    quota is met), so a row continues if, and only if, its new prefix extends the one the cache holds.
+    """
+
+    def __init__(self, policy: TextPolicy, rows: int, capacity: int) -> None:
+        self.decoder = Decoder(policy, rows, capacity)
+        self.input_ids = np.zeros((rows, capacity), dtype=np.int64)
+        self.lengths = np.zeros(rows, dtype=np.int64)
+
+    def advance(self, input_ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
+        """Bring every row to its prefix: one more token where it continues, a prefill where it does not."""
+        columns = np.arange(input_ids.shape[1])
+        held = (columns < self.lengths[:, None]) & (input_ids != self.input_ids)
+        continues = (self.lengths > 0) & (lengths == self.lengths + 1) & ~held.any(-1)
+        if continues.any():
+            last = input_ids[np.arange(len(lengths)), np.maximum(lengths - 1, 0)]
+            self.decoder.append(torch.from_numpy(last).to(self.decoder.policy.device))
+        fresh = np.flatnonzero(~continues)
+        if len(fresh):
+            prompts = [torch.from_numpy(input_ids[row, : lengths[row]].copy()) for row in fresh]
+            self.decoder.start(fresh.tolist(), prompts)
+        self.input_ids, self.lengths = input_ids.copy(), lengths.copy()
+
+
+def predict(
+    policy: TextPolicy,
+    observation: dict[str, npt.NDArray[Any]],
+    state: Any,
+    *,
+    deterministic: bool,
+    generator: torch.Generator,
+) -> tuple[npt.NDArray[np.int64], PrefixState]:
+    """The next token of every row, and the state to hand in with the next observation.
+
+    Args:
+        policy: the policy.
+        observation: ``input_ids`` and ``attention_mask``, of shape (rows, L) or, for one environment, (L,).
+        state: what the previous call returned, or None.
+        deterministic: the most likely token instead of a draw.
+        generator: draws the tokens.
+
+    Raises:
+        ValueError: an observation without a prefix.
+    """
+    input_ids = np.atleast_2d(observation["input_ids"]).astype(np.int64, copy=False)
+    lengths = np.atleast_2d(observation["attention_mask"]).sum(-1, dtype=np.int64)
+    if (lengths == 0).any():
+        raise ValueError("an observation without a single token cannot be continued")
+    if not isinstance(state, PrefixState) or state.input_ids.shape != input_ids.shape:
+        state = PrefixState(policy, *input_ids.shape)
+    with decoding(policy):
+        state.advance(input_ids, lengths)
+        logits, _ = state.decoder.step()
+        actions = logits.argmax(-1) if deterministic else sample_actions(logits, generator)
+    chosen = actions.cpu().numpy()
+    return (chosen if np.ndim(observation["input_ids"]) == 2 else chosen[0]), state

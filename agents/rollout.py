@@ -1,0 +1,303 @@
+"""Collecting whole episodes from a vector environment, with continuous batching.
+
+A rollout is a fixed number of *started* episodes, all played to their end. Taking the first so many that
+*finish* would favour short answers, and a learner would take the bias for a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from agents.environments import row_info
+from agents.policy import Decoder, TextPolicy, action_log_probs, decoding
+from agents.trajectories import Trajectories
+from textgen_env import TextGenVectorEnv
+
+StepHook = Callable[[dict[str, Any]], bool]
+
+
+def sample_actions(logits_NV: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw from each row's softmax, shape (N,), by inverting its cumulative distribution.
+
+    In float64, with one uniform a row: a token of probability 0 is never drawn, and the cost is one pass.
+    """
+    cumulative = torch.softmax(logits_NV.double(), dim=-1).cumsum(-1)
+    total = cumulative[:, -1:]
+    uniform = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=total.device)
+    return torch.searchsorted(cumulative, uniform * (total * (1 - 2**-52)), right=True).squeeze(-1)
+
+
+class Collector:
+    """Plays episodes of a policy in a vector environment.
+
+    Rows whose episode ended get the next prompt at once, while the others go on. When all episodes of the
+    rollout have been started, finished rows are dropped from the batch.
+
+    Args:
+        env: a Gymnasium vector environment with `TextGenVectorEnv`'s observations, in
+            ``AutoresetMode.DISABLED``. A bare `TextGenVectorEnv` is scored in one batch at the end of the rollout.
+        policy: the policy that acts.
+        seed: seeds the sampling and the order of the prompts.
+
+    Raises:
+        ValueError: the environment resets rows by itself.
+    """
+
+    def __init__(self, env: VectorEnv, policy: TextPolicy, *, seed: int | None = None) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.DISABLED:
+            raise ValueError(
+                f"the collector resets rows itself, but the environment's autoreset mode is {mode}: make it with "
+                "autoreset_mode='Disabled' (TextGenVectorEnv) or vector_kwargs={'autoreset_mode': ...} (SyncVectorEnv)"
+            )
+        self.env = env
+        self.policy = policy
+        sequence = np.random.SeedSequence(seed)
+        env_seed, sample_seed, prompt_seed, shuffle_seed = (int(s.generate_state(1)[0]) for s in sequence.spawn(4))
+        self.generator = torch.Generator(policy.device).manual_seed(sample_seed)
+        self.prompt_order = np.random.default_rng(prompt_seed)
+        self.shuffle = np.random.default_rng(shuffle_seed)
+        """For whoever learns from the episodes: the order of minibatches."""
+        self._prompt_queue: list[int] = []
+        self._env_seed: int | None = env_seed
+        inner = env.unwrapped
+        # Only our own environment, unwrapped, may be asked for more than the Gymnasium protocol promises.
+        self._native = inner if isinstance(inner, TextGenVectorEnv) else None
+        self._defers = env is self._native and self._native.defer_scoring
+        space: Any = env.single_observation_space
+        self._capacity = space["input_ids"].shape[0]
+
+    def state(self) -> dict[str, Any]:
+        """The generators' states and the prompts that wait: what a resumed run needs to go on alike."""
+        return {
+            "generator": self.generator.get_state().cpu().numpy(),
+            "prompt_order": self.prompt_order.bit_generator.state,
+            "shuffle": self.shuffle.bit_generator.state,
+            "prompt_queue": list(self._prompt_queue),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.generator.set_state(torch.from_numpy(state["generator"]))
+        self.prompt_order.bit_generator.state = state["prompt_order"]
+        self.shuffle.bit_generator.state = state["shuffle"]
+        self._prompt_queue = list(state["prompt_queue"])
+
+    @torch.no_grad()
+    def collect(
+        self,
+        num_episodes: int,
+        *,
+        samples_per_prompt: int = 1,
+        prompt_indices: Sequence[int] | None = None,
+        greedy: bool = False,
+        on_step: StepHook | None = None,
+    ) -> Trajectories | None:
+        """Start ``num_episodes`` episodes and play all of them to their end.
+
+        Args:
+            num_episodes: B, the number of episodes.
+            samples_per_prompt: episodes that share a prompt draw; a shared prompt is prefilled once.
+            prompt_indices: the prompts, one an episode group, instead of the next ones of a seeded shuffle.
+            greedy: take the most likely action instead of a draw.
+            on_step: called after every environment step with ``rewards``, ``dones``, ``infos``, ``actions`` and
+                ``num_running``; returning False abandons the rollout.
+
+        Returns:
+            The episodes, or None when ``on_step`` abandoned them.
+
+        Raises:
+            ValueError: ``num_episodes`` is not a multiple of ``samples_per_prompt``, or prompts cannot be chosen
+                in this environment.
+        """
+        if num_episodes < 1 or num_episodes % samples_per_prompt:
+            raise ValueError(
+                f"num_episodes={num_episodes} must be a positive multiple of samples_per_prompt={samples_per_prompt}"
+            )
+        prompts = self._draw_prompts(num_episodes // samples_per_prompt, samples_per_prompt, prompt_indices)
+        record = _Record(num_episodes, self._capacity)
+        decoder = Decoder(self.policy, min(self.env.num_envs, num_episodes), self._capacity)
+        # Slots of the decoder are packed; each plays one environment row.
+        started = min(num_episodes, self.env.num_envs)
+        env_rows = list(range(started))
+        episodes = np.arange(started)  # the episode that each slot plays
+        actions_all = np.zeros(self.env.num_envs, dtype=np.int64)
+        with decoding(self.policy):
+            prompt_ids = self._reset(env_rows, prompts, 0, first=True)
+            record.start(episodes, prompt_ids)
+            decoder.start(env_rows, prompt_ids)
+            while decoder.num_rows:
+                logits, values = decoder.step()
+                actions = logits.argmax(-1) if greedy else sample_actions(logits, self.generator)
+                log_probs = action_log_probs(logits, actions)
+                decoder.append(actions)
+                chosen = actions.cpu().numpy()
+                actions_all[env_rows] = chosen
+                _, rewards, terminated, truncated, infos = self.env.step(actions_all)
+                record.step(episodes, chosen, log_probs, values, rewards[env_rows])
+                over = terminated | truncated
+                if on_step is not None and not on_step(
+                    {
+                        "actions": actions_all,
+                        "rewards": rewards,
+                        "dones": over,
+                        "infos": infos,
+                        "num_running": decoder.num_rows,
+                    }
+                ):
+                    return None
+                ended = np.flatnonzero(over[env_rows])
+                for slot in ended:
+                    row = env_rows[slot]
+                    record.end(int(episodes[slot]), row_info(infos, row), bool(truncated[row]))
+                refill = ended[: num_episodes - started]
+                if len(refill):
+                    rows = [env_rows[slot] for slot in refill]
+                    prompt_ids = self._reset(rows, prompts, started)
+                    over[rows] = False
+                    episodes[refill] = np.arange(started, started + len(refill))
+                    started += len(refill)
+                    record.start(episodes[refill], prompt_ids)
+                    decoder.start(refill.tolist(), prompt_ids)
+                for slot in ended[len(refill) :][::-1]:  # from the back, so that slot numbers stay valid
+                    moved = decoder.drop(int(slot))
+                    if moved is not None:
+                        env_rows[slot], episodes[slot] = env_rows[moved], episodes[moved]
+                    env_rows.pop()
+                    episodes = episodes[:-1]
+                if self._native is None and over.any():
+                    # Rows that play no episode any more: ours stay idle, the protocol wants others reset.
+                    self.env.reset(options={"reset_mask": over})
+        return self._finish(record, prompts, samples_per_prompt)
+
+    def _draw_prompts(self, count: int, samples: int, chosen: Sequence[int] | None) -> npt.NDArray[np.int64] | None:
+        """Prompt index of every episode; None where the environment draws its own."""
+        if self._native is None:
+            if chosen is not None or samples > 1:
+                raise ValueError("choosing prompts needs an environment that honours options['prompt_index']")
+            return None
+        if chosen is None:
+            while len(self._prompt_queue) < count:  # epoch after epoch, each in a new order
+                self._prompt_queue += self.prompt_order.permutation(len(self._native.mdp.prompts)).tolist()
+            chosen, self._prompt_queue = self._prompt_queue[:count], self._prompt_queue[count:]
+        if len(chosen) != count:
+            raise ValueError(f"{len(chosen)} prompt_indices were given for {count} prompts")
+        return np.repeat(np.asarray(chosen, dtype=np.int64), samples)
+
+    def _reset(
+        self, rows: list[int], prompts: npt.NDArray[np.int64] | None, start: int, first: bool = False
+    ) -> list[Tensor]:
+        """Reset rows for the episodes from ``start`` on; returns their prompts' token ids."""
+        options: dict[str, Any] = {}
+        if prompts is not None:
+            chosen = np.zeros(self.env.num_envs, dtype=np.int64)
+            chosen[rows] = prompts[start : start + len(rows)]
+            options["prompt_index"] = chosen
+        mask = np.zeros(self.env.num_envs, dtype=np.bool_)
+        # Rows beyond the rollout are started too where the protocol forbids stepping an ended row.
+        mask[rows if self._native is not None or not first else slice(None)] = True
+        options["reset_mask"] = mask
+        observations, _ = self.env.reset(seed=self._env_seed, options=options)
+        self._env_seed = None
+        lengths = observations["attention_mask"].sum(-1, dtype=np.int64)
+        return [torch.from_numpy(observations["input_ids"][row, : lengths[row]].copy()) for row in rows]
+
+    def _finish(self, record: _Record, prompts: npt.NDArray[np.int64] | None, samples_per_prompt: int) -> Trajectories:
+        if self._defers and prompts is not None and self._native is not None:
+            mdp = self._native.mdp
+            completions = [
+                mdp.complete(
+                    int(prompt), record.actions[episode, : record.lengths[episode]].tolist(), info["stop_reason"]
+                )
+                for episode, (prompt, info) in enumerate(zip(prompts, record.infos, strict=True))
+            ]
+            scores = mdp.score(completions)
+            for episode, completion in enumerate(completions):
+                record.infos[episode] = mdp.end_info(completion, scores, episode)
+                record.rewards[episode, : record.lengths[episode]] = scores.token_rewards[episode]
+        trajectories = record.trajectories(self.policy.device, samples_per_prompt)
+        if record.truncated.any():
+            trajectories = trajectories.replace(bootstrap_values_B=self._bootstrap(trajectories, record.truncated))
+        return trajectories
+
+    def _bootstrap(self, trajectories: Trajectories, truncated: npt.NDArray[np.bool_]) -> Tensor:
+        """V of the final prefix of the episodes that a wrapper cut short, 0 for the others."""
+        batch, length = trajectories.input_ids_BS.shape
+        last = trajectories.prompt_lengths_B + trajectories.lengths_B - 1
+        select = torch.arange(batch, device=last.device) * length + last
+        positions = torch.arange(length, device=last.device).expand(batch, -1)
+        _, values = self.policy(trajectories.input_ids_BS, positions, select)
+        return values * torch.from_numpy(truncated).to(values.device)
+
+
+class _Record:
+    """The rollout as it grows: one row an episode, written a column a step."""
+
+    def __init__(self, episodes: int, capacity: int) -> None:
+        self.actions = np.zeros((episodes, capacity), dtype=np.int64)
+        self.rewards = np.zeros((episodes, capacity))
+        self.lengths = np.zeros(episodes, dtype=np.int64)
+        self.prompts: list[Tensor] = [torch.zeros(0, dtype=torch.long)] * episodes
+        self.infos: list[dict[str, Any]] = [{}] * episodes
+        self.truncated = np.zeros(episodes, dtype=np.bool_)
+        self._steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Tensor, Tensor]] = []
+
+    def start(self, episodes: npt.NDArray[np.int64], prompt_ids: list[Tensor]) -> None:
+        for episode, ids in zip(episodes, prompt_ids, strict=True):
+            self.prompts[episode] = ids
+
+    def step(
+        self,
+        episodes: npt.NDArray[np.int64],
+        actions: npt.NDArray[np.int64],
+        log_probs: Tensor,
+        values: Tensor,
+        rewards: npt.NDArray[np.float64],
+    ) -> None:
+        at = self.lengths[episodes]
+        self.actions[episodes, at] = actions
+        self.rewards[episodes, at] = rewards
+        self._steps.append((episodes.copy(), at, log_probs, values))
+        self.lengths[episodes] += 1
+
+    def end(self, episode: int, info: dict[str, Any], truncated: bool) -> None:
+        if "token_rewards" in info:  # known only now, paid as a sum: put every token's share where it belongs
+            self.rewards[episode, : self.lengths[episode]] = info["token_rewards"]
+        self.infos[episode] = info
+        self.truncated[episode] = truncated
+
+    def trajectories(self, device: torch.device, samples_per_prompt: int) -> Trajectories:
+        count, steps = len(self.lengths), int(self.lengths.max())
+        prompt_lengths = np.array([len(ids) for ids in self.prompts])
+        input_ids = torch.zeros((count, int((prompt_lengths + self.lengths).max())), dtype=torch.long)
+        for episode, ids in enumerate(self.prompts):
+            length = int(self.lengths[episode])
+            input_ids[episode, : len(ids)] = ids
+            input_ids[episode, len(ids) : len(ids) + length] = torch.from_numpy(self.actions[episode, :length])
+        rows = torch.from_numpy(np.concatenate([episodes for episodes, *_ in self._steps])).to(device)
+        columns = torch.from_numpy(np.concatenate([at for _, at, *_ in self._steps])).to(device)
+        log_probs = torch.cat([step[2] for step in self._steps])
+        values = torch.cat([step[3] for step in self._steps])
+
+        def place(flat: Tensor) -> Tensor:
+            return flat.new_zeros((count, steps)).index_put((rows, columns), flat)
+
+        lengths = torch.from_numpy(self.lengths)
+        return Trajectories(
+            input_ids_BS=input_ids.to(device),
+            prompt_lengths_B=torch.from_numpy(prompt_lengths).to(device),
+            action_mask_BT=(torch.arange(steps) < lengths[:, None]).to(device),
+            log_probs_BT=place(log_probs),
+            values_BT=place(values),
+            rewards_BT=torch.from_numpy(self.rewards[:, :steps]).to(device, values.dtype),
+            bootstrap_values_B=values.new_zeros(count),
+            prompt_groups_B=(torch.arange(count) // samples_per_prompt).to(device),
+            infos=tuple(self.infos),
+        )

@@ -1,0 +1,147 @@
+"""Supervised warm start: maximum likelihood of the reference completions, given their prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from agents.config import option
+from agents.policy import TextPolicy
+from textgen_env import TextMDP
+
+
+@dataclass
+class SupervisedConfig:
+    """Options of the warm start."""
+
+    epochs: float = option(1.0, "passes over the training pairs; may be a fraction")
+    batch_size: int = option(32, "pairs an optimiser step")
+    learning_rate: float | None = option(None, "peak of the cosine schedule; by default 0.25 / hidden width")
+    warmup: float = option(0.05, "fraction of the steps over which the learning rate rises")
+    weight_decay: float = option(0.01, "decoupled weight decay")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    prompt_loss_weight: float = option(0.0, "weight of the prompt's own tokens in the loss; 0 learns answers alone")
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be above 0, got {self.epochs} and {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N (prompt, reference) pairs as token rows: ``input_ids_NS`` padded on the right."""
+
+    input_ids_NS: Tensor
+    prompt_lengths_N: Tensor
+    lengths_N: Tensor
+
+
+def reference_pairs(mdp: TextMDP) -> Pairs:
+    """Every (prompt, reference) of the environment's split, the EOS at the end; cut to the environment's limits.
+
+    Raises:
+        ValueError: the split has no references.
+    """
+    rows: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for index, prompt in enumerate(mdp.prompts):
+        for reference in prompt.references:
+            completion = mdp.tokenizer.encode_completion(prompt.text, reference)
+            rows.append((mdp.prompt_ids(index), completion[: mdp.max_new_tokens]))
+    if not rows:
+        raise ValueError(f"split '{mdp.split}' of task '{mdp.task.name}' has no references to learn from")
+    width = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.zeros((len(rows), width), dtype=torch.long)
+    for row, (prompt_ids, completion) in enumerate(rows):
+        input_ids[row, : len(prompt_ids)] = torch.from_numpy(prompt_ids)
+        input_ids[row, len(prompt_ids) : len(prompt_ids) + len(completion)] = torch.from_numpy(completion)
+    return Pairs(
+        input_ids,
+        torch.tensor([len(prompt_ids) for prompt_ids, _ in rows]),
+        torch.tensor([len(prompt_ids) + len(completion) for prompt_ids, completion in rows]),
+    )
+
+
+def supervised_fit(
+    policy: TextPolicy,
+    mdp: TextMDP,
+    config: SupervisedConfig | None = None,
+    *,
+    seed: int = 0,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> float:
+    """Fit the policy to the references of ``mdp``'s split.
+
+    Args:
+        policy: trained in place (its value head is not touched).
+        mdp: the environment's rules; their split gives the pairs.
+        config: the options.
+        seed: the order of the pairs.
+        on_step: called with (step, number of steps, loss in nats a token).
+
+    Returns:
+        The mean loss of the last tenth of the steps, in nats a completion token.
+
+    Raises:
+        ValueError: the split has no references.
+    """
+    config = config or SupervisedConfig()
+    pairs = reference_pairs(mdp)
+    count = len(pairs.lengths_N)
+    steps = max(1, math.ceil(config.epochs * count / config.batch_size))
+    rate = config.learning_rate or 0.25 / policy.value_head.in_features
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
+    warmup = max(1, round(config.warmup * steps))
+    losses: list[float] = []
+    order = _epochs(count, np.random.default_rng(seed))
+    for step in range(steps):
+        progress = (step - warmup) / max(1, steps - warmup)
+        factor = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimiser.param_groups:
+            group["lr"] = rate * factor
+        rows = [next(order) for _ in range(min(config.batch_size, count))]
+        loss, answer_loss = pair_loss(policy, pairs, rows, config.prompt_loss_weight)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(answer_loss)
+        if on_step is not None:
+            on_step(step + 1, steps, losses[-1])
+    return float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def pair_loss(
+    policy: TextPolicy, pairs: Pairs, rows: Sequence[int], prompt_loss_weight: float = 0.0
+) -> tuple[Tensor, float]:
+    """Mean negative log-likelihood, in nats a token, of some pairs' completions (and, weighted, of their prompts).
+
+    Returns:
+        The weighted loss, with gradients, and the completions' part of it.
+    """
+    at = torch.as_tensor(rows)
+    lengths = pairs.lengths_N[at]
+    input_ids = pairs.input_ids_NS[at, : int(lengths.max())].to(policy.device)
+    columns = torch.arange(input_ids.shape[1] - 1)
+    answer = (columns >= pairs.prompt_lengths_N[at, None] - 1) & (columns < lengths[:, None] - 1)
+    kept = (columns < lengths[:, None] - 1) if prompt_loss_weight else answer
+    rows_N, columns_N = kept.nonzero(as_tuple=True)
+    select_N = (rows_N * input_ids.shape[1] + columns_N).to(policy.device)
+    positions = torch.arange(input_ids.shape[1], device=policy.device).expand(len(at), -1)
+    logits_NV, _ = policy(input_ids, positions, select_N)
+    targets_N = input_ids.flatten()[select_N + 1]
+    nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    is_answer_N = answer[rows_N, columns_N].to(policy.device)
+    weights_N = torch.where(is_answer_N, 1.0, prompt_loss_weight)
+    return (nll_N * weights_N).sum() / weights_N.sum(), float(nll_N[is_answer_N].mean().detach())
+
+
+def _epochs(count: int, generator: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from generator.permutation(count).tolist()

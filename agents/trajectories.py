@@ -1,0 +1,82 @@
+"""What a rollout hands on: B whole episodes as rectangular tensors with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textgen_env import Completion
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """B finished episodes; T is the longest completion and S the longest prompt plus completion, in tokens.
+
+    Episodes stand in the order in which they were *started*. Entries outside the mask are 0.
+    """
+
+    input_ids_BS: Tensor
+    """int64: the prompt, then the actions, padded on the right."""
+    prompt_lengths_B: Tensor
+    """int64: tokens of each prompt."""
+    action_mask_BT: Tensor
+    """bool: True where an action was taken, the EOS action included."""
+    log_probs_BT: Tensor
+    """float32: log π(action | prefix) when it was sampled, at the sampling temperature."""
+    values_BT: Tensor
+    """float32: V(prefix) when the action was sampled."""
+    rewards_BT: Tensor
+    """float32: the environment's reward of each action; a terminal reward stands on the last one."""
+    bootstrap_values_B: Tensor
+    """float32: V(last prefix) of an episode that a wrapper truncated, else 0."""
+    prompt_groups_B: Tensor
+    """int64: episodes with the same number answer the same prompt draw."""
+    infos: tuple[dict[str, Any], ...]
+    """The end-of-episode info of each episode: prompt, references, text, stop_reason, reward, completion."""
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """int64: actions of each episode."""
+        return self.action_mask_BT.sum(-1)
+
+    @property
+    def returns_B(self) -> Tensor:
+        """float32: the undiscounted environment reward of each episode."""
+        return self.rewards_BT.sum(-1)
+
+    @property
+    def num_tokens(self) -> int:
+        """Actions taken in all episodes."""
+        return int(self.action_mask_BT.sum())
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The completions, where the environment reports them."""
+        return [info["completion"] for info in self.infos]
+
+    def select(self, rows: Sequence[int] | Tensor) -> Trajectories:
+        """Some of the episodes, trimmed to the longest of them."""
+        rows = torch.as_tensor(rows)
+        tensors = {
+            field.name: getattr(self, field.name)[rows.to(self.input_ids_BS.device)]
+            for field in fields(self)
+            if field.name != "infos"
+        }
+        steps = int(tensors["action_mask_BT"].sum(-1).max())
+        length = int((tensors["prompt_lengths_B"] + tensors["action_mask_BT"].sum(-1)).max())
+        for name in tensors:
+            if name.endswith("_BT"):
+                tensors[name] = tensors[name][:, :steps]
+        tensors["input_ids_BS"] = tensors["input_ids_BS"][:, :length]
+        return Trajectories(**tensors, infos=tuple(self.infos[row] for row in rows.tolist()))
+
+    def replace(self, **tensors: Tensor) -> Trajectories:
+        """A copy with some fields exchanged."""
+        return replace(self, **tensors)
