@@ -363,17 +363,32 @@ class TextAlgorithm(BaseAlgorithm):
 
     # ---------------------------------------------------------------- shared machinery of the updates
 
+    def minibatches(self, trajectories: Trajectories, count: int) -> Iterator[Tensor]:
+        """Shuffle the episodes into ``count`` sets of rows; episodes of one prompt stay together."""
+        groups = int(trajectories.prompt_groups_B.max()) + 1
+        order = torch.from_numpy(self.collector.shuffle.permutation(groups)).to(trajectories.prompt_groups_B.device)
+        for chosen in order.chunk(count):
+            yield torch.isin(trajectories.prompt_groups_B, chosen).nonzero().squeeze(-1).cpu()
+
     def micro_batches(self, trajectories: Trajectories) -> Iterator[tuple[Tensor, Trajectories]]:
         """Split episodes into forwards of at most ``micro_batch_tokens``; yields their row numbers, and them.
 
-        Alike lengths go together: that keeps padding, and so wasted work, small.
+        Episodes of one prompt stay together (it is encoded once), and alike lengths go together: that keeps
+        padding, and so wasted work, small.
         """
         totals = (trajectories.prompt_lengths_B + trajectories.lengths_B).tolist()
-        order = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)
-        while order:
-            fit = max(1, self.config.micro_batch_tokens // totals[order[0]])
-            yield torch.tensor(order[:fit]), trajectories.select(order[:fit])
-            order = order[fit:]
+        groups: dict[int, list[int]] = {}
+        for row, group in enumerate(trajectories.prompt_groups_B.tolist()):
+            groups.setdefault(group, []).append(row)
+        queue = sorted(groups.values(), key=lambda rows: max(totals[row] for row in rows), reverse=True)
+        batch: list[int] = []
+        for rows in queue:
+            width = max(totals[row] for row in (batch or rows))
+            if batch and (len(batch) + len(rows)) * width > self.config.micro_batch_tokens:
+                yield torch.tensor(batch), trajectories.select(batch)
+                batch = []
+            batch = batch + rows
+        yield torch.tensor(batch), trajectories.select(batch)
 
     @torch.no_grad()
     def rescore(self, policy: TextPolicy, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
@@ -382,7 +397,11 @@ class TextAlgorithm(BaseAlgorithm):
         values_BT = torch.zeros_like(trajectories.values_BT)
         for rows, part in self.micro_batches(trajectories):
             scored, values, _ = policy.score_actions(
-                part.input_ids_BS, part.prompt_lengths_B, part.action_mask_BT, with_entropy=False
+                part.input_ids_BS,
+                part.prompt_lengths_B,
+                part.action_mask_BT,
+                groups_B=part.prompt_groups_B,
+                with_entropy=False,
             )
             log_probs_BT[rows, : scored.shape[1]] = scored
             values_BT[rows, : scored.shape[1]] = values

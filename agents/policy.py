@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from agents.packing import packed, separate, sharing_pays
 from agents.slot_cache import SlotCache, check_cacheable
 
 ModelSource: TypeAlias = str | Path | PreTrainedConfig | PreTrainedModel
@@ -97,6 +98,8 @@ class TextPolicy(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         if head.weight.dtype == torch.float64:
             self.value_head.double()
+        # Eager attention adds its mask to the scores; the others take True for "may look".
+        self._additive_masks = getattr(model.config.get_text_config(), "_attn_implementation", None) == "eager"
         self.eval()
 
     @property
@@ -142,6 +145,10 @@ class TextPolicy(nn.Module):
             kept.append(args[0].flatten(0, 1).index_select(0, select))
             return (kept[0], *args[1:])
 
+        if attention_mask is not None and self._additive_masks:
+            allowed, dtype = attention_mask, self.value_head.weight.dtype
+            attention_mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+            attention_mask = attention_mask.masked_fill(~allowed, torch.finfo(dtype).min)
         handle = self.model.get_output_embeddings().register_forward_pre_hook(keep)
         try:
             with self.autocast():
@@ -167,6 +174,7 @@ class TextPolicy(nn.Module):
         prompt_lengths_B: Tensor,
         action_mask_BT: Tensor,
         *,
+        groups_B: Tensor | None = None,
         with_entropy: bool = True,
         entropy_gradient: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,19 +184,26 @@ class TextPolicy(nn.Module):
             input_ids_BS: prompt, then actions, padded on the right with any id.
             prompt_lengths_B: tokens of each prompt.
             action_mask_BT: True where an action was taken.
+            groups_B: episodes with the same number have the same prompt, which is then encoded once where that
+                pays; the result is the same.
             with_entropy: whether entropies are wanted at all (else they are 0).
             entropy_gradient: whether gradients flow through the entropies (else they are for logging only).
 
         Returns:
             ``log_probs_BT``, ``values_BT``, ``entropies_BT``: 0 outside the mask.
         """
-        batch, length = input_ids_BS.shape
+        shares = groups_B is not None and sharing_pays(
+            prompt_lengths_B, action_mask_BT, groups_B, self.value_head.in_features
+        )
+        if groups_B is not None and shares:
+            places = packed(input_ids_BS, prompt_lengths_B, action_mask_BT, groups_B)
+        else:
+            places = separate(input_ids_BS, prompt_lengths_B, action_mask_BT)
+        logits_NV, values_N = self(
+            places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask
+        )
         rows_N, steps_N = action_mask_BT.nonzero(as_tuple=True)
-        # The logits of an action stand at the token before it.
-        select_N = rows_N * length + prompt_lengths_B[rows_N] - 1 + steps_N
-        actions_N = input_ids_BS.flatten()[select_N + 1]
-        position_ids = torch.arange(length, device=input_ids_BS.device).expand(batch, -1)
-        logits_NV, values_N = self(input_ids_BS, position_ids, select_N)
+        actions_N = input_ids_BS[rows_N, prompt_lengths_B[rows_N] + steps_N]
         log_probs_N = action_log_probs(logits_NV, actions_N)
         if with_entropy:
             with contextlib.nullcontext() if entropy_gradient else torch.no_grad():
@@ -235,7 +250,6 @@ class Decoder:
         self.policy = policy
         self.cache = SlotCache(num_slots, capacity)
         self.num_rows = 0
-        self._additive = policy.model.config.get_text_config()._attn_implementation == "eager"
         device = policy.device
         self._last_tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._positions = torch.zeros(num_slots, dtype=torch.long, device=device)
@@ -287,9 +301,6 @@ class Decoder:
         count = self.num_rows
         positions = self._positions[:count]
         mask = (self._columns[: self._span] <= positions[:, None])[:, None, None, :]
-        if self._additive:
-            dtype = self.policy.value_head.weight.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         self.cache.decode(positions, self._span)
         return self.policy(
             self._last_tokens[:count, None],

@@ -68,8 +68,7 @@ class PPO(TextAlgorithm):
         batch = self.prepare(trajectories)
         diagnostics: dict[str, list[float]] = defaultdict(list)
         for _epoch in range(self.config.epochs):
-            order = torch.from_numpy(self.collector.shuffle.permutation(len(trajectories)))
-            for rows in order.chunk(self.config.minibatches):
+            for rows in self.minibatches(trajectories, self.config.minibatches):
                 stats = self.accumulate_gradients(batch, rows)
                 if self.config.target_kl is not None and stats["policy/approxkl"] > self.config.target_kl:
                     self.policy.optimizer.zero_grad(set_to_none=True)
@@ -122,7 +121,11 @@ class PPO(TextAlgorithm):
             advantages_BT = batch.advantages_BT[at, : mask_BT.shape[1]]
             returns_BT = batch.returns_BT[at, : mask_BT.shape[1]]
             log_probs_BT, values_BT, entropies_BT = self.policy.score_actions(
-                part.input_ids_BS, part.prompt_lengths_B, mask_BT, entropy_gradient=config.entropy_coef != 0
+                part.input_ids_BS,
+                part.prompt_lengths_B,
+                mask_BT,
+                groups_B=part.prompt_groups_B,
+                entropy_gradient=config.entropy_coef != 0,
             )
             policy_loss = clipped_policy_loss(
                 log_probs_BT, part.log_probs_BT, advantages_BT, mask_BT, clip_range=config.clip_range, count=count
