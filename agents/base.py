@@ -306,7 +306,7 @@ class TextAlgorithm(BaseAlgorithm):
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             self._update_learning_rate(self.policy.optimizer)
             self._log_rollout(trajectories)
-            self.train(trajectories)  # type: ignore[call-arg]
+            self.train(trajectories)
             self._iteration += 1
             finished = time.perf_counter()
             self.logger.record("time/rollout_seconds", collected - started)
@@ -345,7 +345,7 @@ class TextAlgorithm(BaseAlgorithm):
         callback.on_rollout_end()
         return trajectories
 
-    def train(self, trajectories: Trajectories) -> None:  # type: ignore[override]
+    def train(self, trajectories: Trajectories) -> None:
         """Update the policy on one rollout."""
         raise NotImplementedError
 

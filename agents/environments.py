@@ -30,7 +30,7 @@ def as_vector_env(env: Any, num_envs: int, tokenizer: str | Path | None = None) 
         TypeError: ``env`` is none of these.
     """
     if isinstance(env, str):
-        kwargs = {} if tokenizer is None else {"tokenizer": tokenizer}
+        kwargs: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         return gym.make_vec(env, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
     if isinstance(env, TextVecEnv):
         return env.vector_env
@@ -67,7 +67,7 @@ class TextVecEnv(VecEnv):
         self._start = time.time()
 
     def reset(self) -> Any:
-        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        seeds: Any = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, _ = self.vector_env.reset(seed=seeds)
         self._reset_seeds()
         self._returns[:] = 0

@@ -95,9 +95,8 @@ def sharing_pays(prompt_lengths_B: Tensor, action_mask_BT: Tensor, groups_B: Ten
     count = int(row_B.max()) + 1
     if count == len(groups_B):
         return False
-    prompt_R = torch.zeros(count, dtype=torch.long, device=row_B.device).index_reduce(
-        0, row_B, prompt_lengths_B, "amax", include_self=False
-    )
+    prompt_R = torch.zeros(count, dtype=torch.long, device=row_B.device)
+    prompt_R = prompt_R.scatter_reduce(0, row_B, prompt_lengths_B, "amax")
     used_R = prompt_R.index_add(0, row_B, lengths_B - 1)
     packed_width, width = int(used_R.max()), int((prompt_lengths_B + lengths_B).max())
     return count * packed_width * (12 * hidden + packed_width) < len(groups_B) * width * (12 * hidden + width)

@@ -67,6 +67,9 @@ class TextPolicy(nn.Module):
         ValueError: the model knows fewer tokens than the environment has actions.
     """
 
+    optimizer: torch.optim.Optimizer
+    """The agent's, kept here as SB3 does."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -133,7 +136,7 @@ class TextPolicy(nn.Module):
             position_ids: (B, S) explicit positions.
             select: (N,) indices into the flattened B * S places.
             attention_mask: (B, 1, S, K) True where attention may look; None is plain causal attention, which is
-                all that right-padded sequences need.
+                all that right-padded sequences need (what comes after a token cannot change it).
             cache: written to, and for a decode step read from.
 
         Returns:
@@ -145,7 +148,9 @@ class TextPolicy(nn.Module):
             kept.append(args[0].flatten(0, 1).index_select(0, select))
             return (kept[0], *args[1:])
 
-        if attention_mask is not None and self._additive_masks:
+        if attention_mask is None:  # said in full: transformers warns of pad ids when it is not told
+            attention_mask = torch.ones_like(input_ids)
+        elif self._additive_masks:
             allowed, dtype = attention_mask, self.value_head.weight.dtype
             attention_mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             attention_mask = attention_mask.masked_fill(~allowed, torch.finfo(dtype).min)
@@ -289,9 +294,9 @@ class Decoder:
             if copies:
                 sources, targets = torch.tensor(copies, device=device).T
                 self.cache.copy_slots(sources, targets, context)
-        at = torch.tensor(rows, device=device)
-        self._last_tokens[at] = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        self._positions[at] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        where = torch.tensor(rows, device=device)
+        self._last_tokens[where] = torch.stack([prompt[-1] for prompt in prompts]).to(device)
+        self._positions[where] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         self.num_rows = max(self.num_rows, max(rows) + 1)
         self._span = max(self._span, context + 1)
 

@@ -63,7 +63,7 @@ class PPO(TextAlgorithm):
     def _make_reference(self) -> TextPolicy | None:
         return super()._make_reference() if self.config.kl_coef_per_sequence > 0 else None
 
-    def train(self, trajectories: Trajectories) -> None:  # type: ignore[override]
+    def train(self, trajectories: Trajectories) -> None:
         """One PPO update: rewards with KL penalty, GAE, then clipped epochs over the episodes."""
         batch = self.prepare(trajectories)
         diagnostics: dict[str, list[float]] = defaultdict(list)
@@ -155,7 +155,6 @@ class PPO(TextAlgorithm):
         for name, values in diagnostics.items():
             self.logger.record(name, sum(values) / len(values))
         self.logger.record("policy/optimiser_steps", len(diagnostics["loss/policy"]))
-        self.logger.record("policy/learning_rate", self.policy.optimizer.param_groups[0]["lr"])
         mask_BT = batch.trajectories.action_mask_BT
         variance = explained_variance(batch.trajectories.values_BT, batch.returns_BT, mask_BT)
         self.logger.record("explained_variance", variance)

@@ -18,6 +18,8 @@ class _SlotLayer(CacheLayerMixin):
     """One layer's keys and values, (slots, capacity, heads * head_dim) each: a token is one contiguous write."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +63,8 @@ class SlotCache(Cache):
         capacity: the most tokens a row.
     """
 
+    layers: list[_SlotLayer]  # type: ignore[assignment]
+
     def __init__(self, num_slots: int, capacity: int) -> None:
         super().__init__(layer_class_to_replicate=_SlotLayer)
         self.num_slots = num_slots
@@ -84,8 +88,7 @@ class SlotCache(Cache):
         """Copy the first ``length`` tokens of some slots to others (a shared prompt, or a row that moves up)."""
         for layer in self.layers:
             for states in (layer.keys, layer.values):
-                if states is not None:
-                    states[targets_M, :length] = states[sources_M, :length]
+                states[targets_M, :length] = states[sources_M, :length]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -79,4 +79,4 @@ class Trajectories:
 
     def replace(self, **tensors: Tensor) -> Trajectories:
         """A copy with some fields exchanged."""
-        return replace(self, **tensors)
+        return replace(self, **tensors)  # type: ignore[arg-type]
