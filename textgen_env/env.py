@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -27,13 +28,11 @@ class TextGenEnv(gym.Env[Observation, np.int64]):
     the end of an episode, ``text``, ``stop_reason`` ("eos" or "length") and every component of the reward.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # type: ignore[misc]
 
     def __init__(self, *, seed: int | None = None, render_mode: str | None = None, **mdp_kwargs: Any) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
-                f"render_mode must be one of {self.metadata['render_modes']}, got {render_mode!r}"
-            )
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, got {render_mode!r}")
         self.mdp = TextMDP(**mdp_kwargs)
         self.observation_space = self.mdp.observation_space
         self.action_space = self.mdp.action_space
@@ -57,7 +56,7 @@ class TextGenEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         self.mdp.check_prompt_options(options, ["prompt_index"])
         chosen = (options or {}).get("prompt_index")
-        index = int(self.np_random.integers(len(self.mdp.prompts)) if chosen is None else chosen)
+        index = int(self.np_random.integers(len(self.mdp.prompts))) if chosen is None else operator.index(chosen)
         ids = self.mdp.prompt_ids(index)
         self._input_ids[:] = self.mdp.tokenizer.pad_id
         self._attention_mask[:] = 0
@@ -79,9 +78,12 @@ class TextGenEnv(gym.Env[Observation, np.int64]):
         """
         if self._ended:
             raise RuntimeError("the episode is over: call reset() before the next step()")
-        token = int(action)
-        if token != action or not 0 <= token < self.mdp.tokenizer.vocab_size:
-            raise ValueError(f"action {action!r} is no token id in [0, {self.mdp.tokenizer.vocab_size})")
+        try:
+            token = operator.index(action)
+        except TypeError:
+            raise ValueError(f"action {action!r} is no integer") from None
+        if not 0 <= token < self.mdp.tokenizer.vocab_size:
+            raise ValueError(f"action {token} is no token id in [0, {self.mdp.tokenizer.vocab_size})")
         self._input_ids[self._length] = token
         self._attention_mask[self._length] = 1
         self._length += 1
@@ -104,7 +106,7 @@ class TextGenEnv(gym.Env[Observation, np.int64]):
             print(self._text())
         return self._observation(), reward, self._ended, False, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The prompt and the completion so far ("ansi"); None in "human" mode, where steps print."""
         if self.render_mode is None:
             gym.logger.warn("render() needs a render mode: gym.make(..., render_mode='ansi')")

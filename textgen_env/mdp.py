@@ -65,11 +65,13 @@ class TextMDP:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if truncation_side not in ("left", "right"):
             raise ValueError(f"truncation_side must be 'left' or 'right', got {truncation_side!r}")
-        self.task = resolve_task(task, **(task_kwargs or {}))
+        self.task = resolve_task(str(task) if isinstance(task, Path) else task, **(task_kwargs or {}))
         self.split = split
         self.prompts: tuple[Prompt, ...] = self.task.prompts(split)
         self.reward: Reward = resolve_reward(reward)
         if isinstance(tokenizer, TextTokenizer):
+            if eos_token_id is not None:
+                raise ValueError("a TextTokenizer has its EOS already: pass eos_token_id to it, not to the environment")
             self.tokenizer = tokenizer
         else:
             if tokenizer is None:
@@ -83,7 +85,7 @@ class TextMDP:
 
         length = self.max_prompt_tokens + max_new_tokens
         vocab = self.tokenizer.vocab_size
-        self.observation_space = spaces.Dict(
+        self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
                 "input_ids": spaces.Box(0, vocab - 1, (length,), np.int64),
                 "attention_mask": spaces.Box(0, 1, (length,), np.int8),
@@ -96,9 +98,7 @@ class TextMDP:
     def _longest_prompt(self) -> int:
         # Over all splits: environments for training and evaluation must share one observation space.
         return max(
-            len(self.tokenizer.encode_prompt(prompt.text))
-            for split in self.task.splits.values()
-            for prompt in split
+            len(self.tokenizer.encode_prompt(prompt.text)) for split in self.task.splits.values() for prompt in split
         )
 
     def prompt_ids(self, index: int) -> npt.NDArray[np.int64]:

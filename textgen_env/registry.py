@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+
+from textgen_env.env import TextGenEnv
+from textgen_env.vector_env import TextGenVectorEnv
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     "textgen_env/NewsSummary-v0": {
@@ -44,19 +47,34 @@ def register(id: str, *, task: Any, reward: Any, **kwargs: Any) -> None:
             kwargs=copy.deepcopy(kwargs),
         )
     else:
-        # Gymnasium deep-copies registered kwargs at every `make`: a reward model would be doubled, a task with a
-        # million prompts copied. A function is copied by reference, so the objects ride in closures.
-        gym.register(id, entry_point=_creator(False, kwargs), vector_entry_point=_creator(True, kwargs))
+        gym.register(
+            id,
+            entry_point=_EntryPoint(TextGenEnv, kwargs),
+            vector_entry_point=_EntryPoint(TextGenVectorEnv, kwargs),
+        )
 
 
-def _creator(vector: bool, defaults: dict[str, Any]) -> Callable[..., Any]:
-    def create(**kwargs: Any) -> Any:
-        from textgen_env.env import TextGenEnv
-        from textgen_env.vector_env import TextGenVectorEnv
+@dataclass(frozen=True, eq=False)
+class _EntryPoint:
+    """An environment class with its defaults bound.
 
-        return (TextGenVectorEnv if vector else TextGenEnv)(**{**defaults, **kwargs})
+    Gymnasium deep-copies registered kwargs at every ``make``: a reward model would be doubled, a task with a
+    million prompts copied. This is copied by reference, so the objects ride in it; and it pickles.
+    """
 
-    return create
+    env_class: type[Any]
+    defaults: dict[str, Any]
+
+    def __call__(self, **kwargs: Any) -> Any:
+        return self.env_class(**{**self.defaults, **kwargs})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _EntryPoint:
+        return self
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What ``gym.make`` looks at for the render modes."""
+        return self.env_class.metadata
 
 
 def _is_plain(kwargs: dict[str, Any]) -> bool:

@@ -61,7 +61,7 @@ class TextTokenizer:
 
     def _resolve_eos(self, asked: int | Sequence[int] | None, declared: list[int]) -> tuple[int, ...]:
         if asked is not None:
-            ids = [asked] if isinstance(asked, int) else list(asked)
+            ids = [int(index) for index in asked] if isinstance(asked, Iterable) else [int(asked)]
         else:
             own = [] if self.hf.eos_token_id is None else [self.hf.eos_token_id]
             ids = list(dict.fromkeys(own + declared))
@@ -72,9 +72,7 @@ class TextTokenizer:
             )
         outside = [index for index in ids if not 0 <= index < self.vocab_size]
         if outside:
-            raise ValueError(
-                f"eos_token_id {outside[0]} lies outside the vocabulary of {self.vocab_size} tokens"
-            )
+            raise ValueError(f"eos_token_id {outside[0]} lies outside the vocabulary of {self.vocab_size} tokens")
         return tuple(ids)
 
     def encode_prompt(self, text: str) -> npt.NDArray[np.int64]:
@@ -94,11 +92,11 @@ class TextTokenizer:
         """Token ids of shape (T,) of a text that follows ``prompt``, the EOS at the end.
 
         The completion is encoded in its context, so that its first token carries the word boundary that a
-        model would generate there; a single space is put between unless the prompt ends with white space.
+        model would generate there; a single space is put between unless white space stands there already.
         """
-        joint = prompt if not prompt or prompt[-1].isspace() else prompt + " "
+        apart = not prompt or not completion or prompt[-1].isspace() or completion[0].isspace()
         before = self.encode_prompt(prompt)
-        both = self.encode_prompt(joint + completion)
+        both = self.encode_prompt(prompt + ("" if apart else " ") + completion)
         if len(both) > len(before) and (both[: len(before)] == before).all():
             ids = both[len(before) :]
         else:  # a merge runs across the boundary: the completion's own tokens are the next best
@@ -107,9 +105,7 @@ class TextTokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids, without special tokens and without white space around it."""
-        text: str = self.hf.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self.hf.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.strip()
 
 
@@ -128,9 +124,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     special = [PAD_TOKEN, EOS_TOKEN]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + len(special):
-        raise ValueError(
-            f"vocab_size={vocab_size} is too small: bytes and special tokens need {len(alphabet) + 2}"
-        )
+        raise ValueError(f"vocab_size={vocab_size} is too small: bytes and special tokens need {len(alphabet) + 2}")
     texts = list(texts)
     digest = hashlib.blake2b(json.dumps([vocab_size, texts]).encode()).hexdigest()
     if digest not in _trained:

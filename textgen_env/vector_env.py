@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from textgen_env.mdp import TextMDP
-from textgen_env.types import Completion
+from textgen_env.types import Completion, StopReason
 
 Observations = dict[str, npt.NDArray[Any]]
 BoolRows = npt.NDArray[np.bool_]
@@ -27,10 +27,11 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
         num_envs: number of rows.
         autoreset_mode: what happens to a row whose episode ended: NEXT_STEP (the default, as in
             ``SyncVectorEnv``), SAME_STEP or DISABLED (reset it with ``options={"reset_mask": bool[num_envs]}``).
-            In DISABLED mode a row that ended and was not reset is idle: its actions are ignored.
+            In DISABLED mode a row that ended and was not reset is idle: its actions are ignored, its reward is
+            0, and it goes on to be reported as terminated.
         defer_scoring: the caller will score finished texts itself (``env.mdp.complete`` and ``score``), all in
             one batch; rewards stay 0 and the end of an episode only reports ``stop_reason``.
-        seed: row i is seeded with ``seed + i`` at the first ``reset`` that brings no seed.
+        seed: row i is seeded with ``seed + i`` where its first ``reset`` brings no seed.
         render_mode: "ansi" (``render`` returns one text a row) or "human" (each step prints them).
 
     ``reset(options={"prompt_index": i})`` chooses the prompts: one for all rows, or an array of shape (num_envs,).
@@ -56,13 +57,9 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
-                f"render_mode must be one of {self.metadata['render_modes']}, got {render_mode!r}"
-            )
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']}, got {render_mode!r}")
         if "max_episode_steps" in mdp_kwargs:
-            raise ValueError(
-                "the length cap is part of the MDP: pass max_new_tokens= instead of max_episode_steps="
-            )
+            raise ValueError("the length cap is part of the MDP: pass max_new_tokens= instead of max_episode_steps=")
         if mdp is not None and mdp_kwargs:
             raise ValueError(f"mdp= was given, so {sorted(mdp_kwargs)} would be ignored: set them on the mdp")
         self.mdp = TextMDP(**mdp_kwargs) if mdp is None else mdp
@@ -103,21 +100,14 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
         self.mdp.check_prompt_options(options, ["prompt_index", "reset_mask"])
         options = options or {}
         rows = self._rows_of(options.get("reset_mask"))
-        if seed is None:
-            seed = self._first_seed
-        self._first_seed = None
         if seed is not None:
-            seeds = (
-                [seed + row for row in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
-            )
+            seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
             if len(seeds) != self.num_envs:
                 raise ValueError(f"got {len(seeds)} seeds for num_envs={self.num_envs}")
             for row in rows:
                 if seeds[row] is not None:
                     self._generators[row], _ = seeding.np_random(seeds[row])
-        chosen = options.get("prompt_index")
-        if chosen is not None:
-            chosen = np.broadcast_to(np.asarray(chosen, dtype=np.int64), self.num_envs)
+        chosen = self._chosen(options.get("prompt_index"))
         infos: dict[str, Any] = {}
         for row in rows:
             self._reset_row(row, infos, None if chosen is None else int(chosen[row]))
@@ -218,14 +208,14 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
 
     def _completion(self, row: int, eos: bool, ended: bool) -> Completion:
         actions = self._input_ids[row, self._prompt_lengths[row] : self._lengths[row]].tolist()
-        stop = ("eos" if eos else "length") if ended else None
+        stop: StopReason | None = ("eos" if eos else "length") if ended else None
         return self.mdp.complete(int(self._prompt_indices[row]), actions, stop)
 
     def _reset_row(self, row: int, infos: dict[str, Any], index: int | None = None) -> None:
         if index is None:
             generator = self._generators[row]
             if generator is None:
-                generator, _ = seeding.np_random()
+                generator, _ = seeding.np_random(None if self._first_seed is None else self._first_seed + row)
                 self._generators[row] = generator
             index = int(generator.integers(len(self.mdp.prompts)))
         ids = self.mdp.prompt_ids(index)
@@ -254,6 +244,17 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
             raise ValueError("options['reset_mask'] selects no row")
         return np.flatnonzero(reset_mask).tolist()
 
+    def _chosen(self, prompt_index: Any) -> npt.NDArray[np.int64] | None:
+        if prompt_index is None:
+            return None
+        chosen = np.asarray(prompt_index)
+        if chosen.shape not in ((), (self.num_envs,)) or chosen.dtype.kind not in "iu":
+            raise ValueError(
+                f"options['prompt_index'] must be an integer or integers of shape ({self.num_envs},), "
+                f"got {prompt_index!r}"
+            )
+        return np.broadcast_to(chosen, self.num_envs).astype(np.int64)
+
     def _checked(self, actions: Any) -> npt.NDArray[np.int64]:
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
@@ -267,7 +268,7 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
             raise ValueError(f"action {bad} is no token id in [0, {self.mdp.tokenizer.vocab_size})")
         return actions
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """One text a row in "ansi" mode, else None."""
         return tuple(self._texts()) if self.render_mode == "ansi" else None
 
