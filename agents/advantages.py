@@ -44,6 +44,22 @@ def gae(
     return advantages_BT, (advantages_BT + values_BT) * mask_BT
 
 
+def leave_one_out(returns_B: Tensor, groups_B: Tensor) -> Tensor:
+    """For each episode the mean return of the *other* episodes of its group, shape (B,).
+
+    As a baseline it is independent of the episode's own actions, so it leaves the policy gradient unbiased
+    (Kool et al. 2019; RLOO, Ahmadian et al. 2024).
+
+    Raises:
+        ValueError: a group has a single episode.
+    """
+    _, row_B, sizes_R = torch.unique(groups_B, return_inverse=True, return_counts=True)
+    if (sizes_R < 2).any():
+        raise ValueError("a leave-one-out baseline needs at least two episodes of every prompt")
+    sums_R = torch.zeros(len(sizes_R), dtype=returns_B.dtype, device=returns_B.device).index_add(0, row_B, returns_B)
+    return (sums_R[row_B] - returns_B) / (sizes_R[row_B] - 1)
+
+
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8) -> Tensor:
     """Shift and scale to mean 0 and variance 1 over the mask; 0 outside it.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.advantages import explained_variance, gae, masked_mean, whiten
+from agents.advantages import explained_variance, gae, leave_one_out, masked_mean, whiten
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, option
 from agents.kl import KLController, k3, penalised_rewards
@@ -28,6 +28,9 @@ class PPOConfig(AlgorithmConfig):
     value_coef: float = option(0.5, "weight of the value loss")
     entropy_coef: float = option(0.0, "weight of the entropy bonus, a token")
     gae_lambda: float = option(0.95, "λ of generalised advantage estimation")
+    prompt_baseline: bool = option(
+        False, "measure a return against the mean of the prompt's other samples; needs samples_per_prompt > 1"
+    )
     whiten_advantages: bool = option(True, "advantages of a rollout to mean 0, variance 1")
     target_kl: float | None = option(None, "stop a rollout's epochs when the mean k3 from the old policy passes this")
     kl_coef_per_sequence: float = option(0.02, "reward units charged a nat of a completion's KL from the reference")
@@ -41,6 +44,8 @@ class PPOConfig(AlgorithmConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.minibatches > self.episodes_per_rollout:
             raise ValueError(f"{self.minibatches} minibatches need as many episodes, got {self.episodes_per_rollout}")
+        if self.prompt_baseline and (self.samples_per_prompt < 2 or self.gamma != 1):
+            raise ValueError("prompt_baseline needs samples_per_prompt of at least 2, and gamma = 1")
         if self.kl_coef_per_sequence < 0:
             raise ValueError("a negative kl_coef_per_sequence would pay the policy for leaving the reference")
         if self.kl_target_per_sequence is not None and self.kl_coef_per_sequence == 0:
@@ -97,6 +102,12 @@ class PPO(TextAlgorithm):
             self.logger.record("kl/k3_per_token", float(masked_mean(k3(log_ratio_BT), mask_BT)))
             self.logger.record("kl/coef_per_sequence", self.kl_controller.coef)
             self.kl_controller.update(kl, len(trajectories))
+        if self.config.prompt_baseline:
+            # Charged at the end it shifts every return-to-go alike: the critic then learns what a prefix adds to
+            # the prompt's own level, for which its first answer, 0, is already right.
+            baseline_B = leave_one_out(rewards_BT.sum(-1), trajectories.prompt_groups_B)
+            last_B = trajectories.lengths_B - 1
+            rewards_BT = rewards_BT.scatter_add(1, last_B[:, None], -baseline_B[:, None])
         advantages_BT, returns_BT = gae(
             rewards_BT,
             trajectories.values_BT,

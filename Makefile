@@ -1,0 +1,39 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread on purpose: on a busy machine a small model runs many times slower with more.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test check format bench clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+
+setup: .venv/.installed  ## make .venv with everything in it
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: setup      ## train a small model to write headlines: warm start, PPO, report (about 6 minutes)
+	$(BIN)/textgen train --env textgen_env/NewsSummary-v0 --algo ppo --preset demo --output runs/demo-$$(date +%Y%m%d-%H%M%S) $(DEMO_FLAGS)
+
+test: setup      ## run the tests
+	$(BIN)/python -m pytest
+
+check: setup     ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup    ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup     ## throughput and learning figures, written to benchmarks/results (long)
+	$(BIN)/python -m benchmarks.throughput --json benchmarks/results/throughput.json
+	$(BIN)/python -m benchmarks.learning news_summary --json benchmarks/results/news_summary.json
+	$(BIN)/python -m pytest -m slow
+
+clean:           ## remove the environment and what tools left behind
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
