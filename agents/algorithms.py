@@ -1,0 +1,24 @@
+"""The algorithms by name, for the command line and for loading what a run saved."""
+
+from __future__ import annotations
+
+from agents.base import TextAlgorithm
+from agents.config import AlgorithmConfig
+from agents.ppo import PPO, PPOConfig
+from textgen_env.lookup import did_you_mean
+
+ALGORITHMS: dict[str, tuple[type[TextAlgorithm], type[AlgorithmConfig]]] = {
+    "ppo": (PPO, PPOConfig),
+}
+"""Name -> the agent's class and its options."""
+
+
+def find_algorithm(name: str) -> tuple[type[TextAlgorithm], type[AlgorithmConfig]]:
+    """The class and the options of an algorithm.
+
+    Raises:
+        ValueError: there is none of that name; the message names the nearest.
+    """
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm '{name}'; {did_you_mean(name, ALGORITHMS)}")
+    return ALGORITHMS[name]

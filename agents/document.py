@@ -1,0 +1,145 @@
+"""A document as a list of blocks, written as Markdown or as one HTML file that asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; level 1 is the title."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header. The first column names the row, the others hold figures unless ``numeric`` is off."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled texts that somebody (or some model) wrote: shown exactly, interpreted never."""
+
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file beside the document."""
+
+    path: Path
+    caption: str
+
+
+Block: TypeAlias = Heading | Paragraph | Table | Texts | Picture
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """The blocks as GitHub-flavoured Markdown; a picture is a link to its file."""
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {_plain_markdown(block.text)}"
+    if isinstance(block, Paragraph):
+        return _plain_markdown(block.text)
+    if isinstance(block, Picture):
+        return f"![{_plain_markdown(block.caption)}]({block.path.name})"
+    if isinstance(block, Table):
+        align = ":---" if not block.numeric else "---:"
+        lines = [block.header, [":---", *[align] * (len(block.header) - 1)]]
+        lines[:1] = [[_plain_markdown(cell) for cell in block.header]]
+        lines += [[_plain_markdown(cell) for cell in row] for row in block.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(f"**{_plain_markdown(label)}**\n\n{_fenced(text)}" for label, text in block.items)
+
+
+def _plain_markdown(text: str) -> str:
+    text = re.sub(r"[\\`*\[\]<>|#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)  # an underscore in a word is one
+    return text.replace("\n", " ")
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+    """The blocks as one HTML page: the style and the pictures are inside it, all text is escaped."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
+    body = "\n".join(_html(block) for block in blocks)
+    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Paragraph):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Picture):
+        data = base64.b64encode(block.path.read_bytes()).decode()
+        caption = html.escape(block.caption)
+        return f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+    if isinstance(block, Table):
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
+        rows = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
+        kind = "figures" if block.numeric else "words"
+        return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n{rows}\n</table></div>'
+    items = "\n".join(
+        f"<dt>{html.escape(label)}</dt><dd>{html.escape(text) or '<i>(empty)</i>'}</dd>" for label, text in block.items
+    )
+    return f"<dl>{items}</dl>"
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2430; background: #fff; max-width: 60rem; margin: 2.5rem auto;
+       padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+p { margin: .4rem 0; color: #4a5163; }
+img { width: 100%; height: auto; margin: .5rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
+.figures { width: 100%; }
+th { text-align: left; font-weight: 600; border-bottom: 2px solid #c9cedb; }
+th, td { padding: .35rem .9rem .35rem 0; vertical-align: top; } tr + tr td { border-top: 1px solid #e6e9f0; }
+.figures th + th, .figures td + td { text-align: right; white-space: nowrap; padding-right: 0; padding-left: .9rem; }
+.words td + td { overflow-wrap: anywhere; color: #4a5163; }
+dl { margin: 0 0 1rem; border-left: 3px solid #c9cedb; padding-left: 1rem; }
+dt { font-size: .8rem; color: #6b7285; margin-top: .6rem; } dd { margin: 0; white-space: pre-wrap;
+     overflow-wrap: anywhere; }
+"""
+
+# The policy forbids what escaping already prevents: no script, no request.
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+{body}
+</html>
+"""

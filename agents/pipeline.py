@@ -1,0 +1,296 @@
+"""One run from prompts to report: environment, model, warm start, evaluation, RL, evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from tqdm.auto import tqdm
+
+from agents.algorithms import find_algorithm
+from agents.base import TextAlgorithm
+from agents.callbacks import (
+    CheckpointCallback,
+    EvaluationCallback,
+    StopOnSignal,
+    TokenProgressBar,
+    append_samples,
+    save_agent,
+)
+from agents.config import AlgorithmConfig
+from agents.evaluation import Evaluation, evaluate, on_split
+from agents.report import read_evaluations, write_report
+from agents.run_folder import RunFolder, write_json
+from agents.settings import RunSettings, make_mdp, make_model
+from agents.supervised import SupervisedConfig, supervised_fit
+from textgen_env import TextGenVectorEnv, TextMDP
+
+Stage: TypeAlias = Literal["environment", "model", "warm start", "before", "learn", "after", "report"]
+StageHook: TypeAlias = Callable[[Stage, str], None]
+
+_FRESH_EPOCHS = 5.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    folder: Path
+    agent: TextAlgorithm
+    interrupted: bool
+    before: dict[str, Evaluation]
+    """"sampled" and "greedy", on held-out prompts, before RL and after the warm start; empty if interrupted."""
+    after: dict[str, Evaluation]
+    """The same prompts after RL; empty if interrupted."""
+
+
+def run(
+    settings: RunSettings,
+    config: AlgorithmConfig | None = None,
+    *,
+    resume: bool = False,
+    verbose: int = 0,
+    on_stage: StageHook | None = None,
+) -> Result:
+    """Train an agent and leave a folder with everything about it. Ctrl-C saves what there is.
+
+    Args:
+        settings: environment, model, lengths.
+        config: the algorithm's options; its defaults if None.
+        resume: go on in ``settings.output``, from its checkpoint if it has one, until ``settings.total_tokens``.
+        verbose: 1 shows progress bars, 2 also a table of metrics an update.
+        on_stage: called as each stage begins, with its name and a line about it.
+
+    Raises:
+        ValueError: the settings do not fit together, or something they name is unknown.
+        OSError: a file cannot be read, or the output folder is not empty.
+    """
+    job = _Job(settings, config, resume, verbose, on_stage or _quiet)
+    with _threads(settings.threads):
+        try:
+            return job.run()
+        except KeyboardInterrupt:
+            return job.finish(interrupted=True)
+
+
+class _Job:
+    """The stages of one run, and what they hand on."""
+
+    def __init__(
+        self, settings: RunSettings, config: AlgorithmConfig | None, resume: bool, verbose: int, say: StageHook
+    ) -> None:
+        self.algorithm, config_class = find_algorithm(settings.algo)
+        self.settings = settings
+        self.config = config or config_class()
+        if not isinstance(self.config, config_class):
+            raise ValueError(f"'{settings.algo}' takes a {config_class.__name__}, not {type(self.config).__name__}")
+        self.resume = resume
+        self.verbose = verbose
+        self.say = say
+        output = settings.output or f"runs/{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.folder = RunFolder(Path(output))
+        if not resume:
+            self.folder.check_free()  # before hours of work, not after them
+        self.results: dict[str, Any] = self.folder.read_results() if resume else {}
+        self.agent: TextAlgorithm | None = None
+
+    def run(self) -> Result:
+        train, watched, held_out = self.environments()
+        self.agent = self.make_agent(train)
+        self.note(status="running", started=self.results.get("started", time.strftime("%Y-%m-%d %H:%M:%S")))
+        if not self.folder.agent.is_file():
+            self.warm_start(train)
+            save_agent(self.agent, self.folder.agent)
+        if "before" not in self.results:
+            self.say("before", f"{held_out.task.name}, {held_out.split} split")
+            self.note(before=self.evaluate(held_out))
+        if not self.learn(watched):
+            return self.finish(interrupted=True)
+        self.say("after", f"{held_out.task.name}, {held_out.split} split")
+        self.note(after=self.evaluate(held_out))
+        return self.finish(interrupted=False)
+
+    def environments(self) -> tuple[TextMDP, TextMDP, TextMDP]:
+        """The rules on the train split, and on the held-out ones: to watch while learning, and for the report."""
+        # A tokenizer trained on the spot was saved with the run: the data may have grown since.
+        trained_before = self.resume and self.settings.model is None and self.folder.model.is_dir()
+        train = make_mdp(self.settings, tokenizer=self.folder.model if trained_before else None)
+        splits = [split for split in ("validation", "test") if train.task.splits.get(split)]
+        if not splits:
+            raise ValueError(
+                f"task '{train.task.name}' has only {len(train.prompts)} training prompts and none held out: "
+                "give it more prompts, or a larger validation share with --split-fractions"
+            )
+        self.say(
+            "environment",
+            f"{train.task!r}, reward {train.reward.name}, vocabulary {train.tokenizer.vocab_size}, "
+            f"at most {train.max_prompt_tokens} + {train.max_new_tokens} tokens",
+        )
+        if len(splits) == 1:
+            self.say("environment", f"the {splits[0]} split is the only one held out: watched and reported on alike")
+        return train, on_split(train, splits[0]), on_split(train, splits[-1])
+
+    def make_agent(self, train: TextMDP) -> TextAlgorithm:
+        """A new agent in a new folder, or the saved one."""
+        env: Any = TextGenVectorEnv(self.config.num_envs, mdp=train)
+        if self.resume and self.folder.agent.is_file():
+            agent = self.algorithm.load(self.folder.agent, env=env, device=self.settings.device)
+            if agent.config != self.config:
+                raise ValueError("a resumed run keeps its algorithm's options: leave them out")
+            if agent.num_timesteps >= self.settings.total_tokens and self.results.get("status") == "finished":
+                raise ValueError(
+                    f"the run in '{self.folder.path}' has done {agent.num_timesteps:,} of its "
+                    f"{self.settings.total_tokens:,} tokens: ask for more with --total-tokens"
+                )
+            self.results.pop("after", None)
+            self.folder.forget_after(agent.num_timesteps)
+            self.say("model", f"going on from {self.folder.agent} at {agent.num_timesteps:,} tokens")
+        else:
+            source = make_model(self.settings, train)
+            agent = self.algorithm(source, env, self.config, seed=self.settings.seed, device=self.settings.device)
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.results = {}
+            self.folder.forget_after(-1)  # of a run that was interrupted before its first checkpoint
+            named = "GPT-2 from scratch" if self.settings.model is None else str(self.settings.model)
+            self.say("model", f"{named}, {agent.policy.model.num_parameters():,} parameters, on {agent.policy.device}")
+        settings = replace(self.settings, output=str(self.folder.path))
+        resolved = {
+            "environment": {
+                "task": repr(train.task),
+                "reward": train.reward.name,
+                "max_prompt_tokens": train.max_prompt_tokens,
+                "max_new_tokens": train.max_new_tokens,
+                "vocab_size": train.tokenizer.vocab_size,
+            },
+            "model": agent.policy.model.config.to_dict(),
+            "device": str(agent.policy.device),
+            "learning_rate": agent.learning_rate,
+            "warm_start_epochs": self.warm_start_epochs(train),
+            "eval_every": self.settings.eval_interval,
+        }
+        self.folder.write_config(settings, self.config, resolved)
+        self.folder.model.mkdir(exist_ok=True)
+        train.tokenizer.hf.save_pretrained(str(self.folder.model))
+        return agent
+
+    def warm_start_epochs(self, train: TextMDP) -> float:
+        """As asked; by default a model from scratch first learns to write, a pretrained one can already."""
+        if self.settings.warm_start_epochs is not None:
+            return self.settings.warm_start_epochs
+        has_references = any(prompt.references for prompt in train.prompts)
+        return _FRESH_EPOCHS if self.settings.model is None and has_references else 0.0
+
+    def warm_start(self, train: TextMDP) -> None:
+        """Fit the references; the reference policy of RL is the model after that."""
+        assert self.agent is not None
+        epochs = self.warm_start_epochs(train)
+        if epochs == 0:
+            return
+        self.say("warm start", f"{epochs:g} epochs over the references of {len(train.prompts):,} prompts")
+        with tqdm(desc="warm start", unit="step", dynamic_ncols=True, disable=self.verbose < 1) as bar:
+
+            def on_step(step: int, steps: int, loss: float) -> None:
+                bar.total = steps
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update(step - bar.n)
+
+            loss = supervised_fit(
+                self.agent.policy, train, SupervisedConfig(epochs=epochs), seed=self.settings.seed, on_step=on_step
+            )
+        self.agent.refresh_reference()
+        self.note(warm_start_loss=loss)
+
+    def evaluate(self, mdp: TextMDP) -> dict[str, Any]:
+        """Sampled and greedy, as plain data; some of the texts go to ``samples.jsonl``."""
+        assert self.agent is not None
+        found = {}
+        for kind in ("sampled", "greedy"):
+            evaluation = evaluate(
+                self.agent,
+                mdp,
+                num_prompts=self.settings.eval_prompts,
+                greedy=kind == "greedy",
+                seed=self.settings.seed,
+            )
+            append_samples(self.folder.samples, evaluation, self.agent.num_timesteps)
+            found[kind] = evaluation.to_dict()
+        return found
+
+    def learn(self, watched: TextMDP) -> bool:
+        """RL until the asked number of tokens; False when a signal ended it before that."""
+        assert self.agent is not None
+        settings, agent = self.settings, self.agent
+        missing = settings.total_tokens - agent.num_timesteps
+        if missing <= 0:  # a run that was interrupted after its last update
+            return True
+        self.say("learn", f"{settings.algo}, {missing:,} tokens, evaluated every {settings.eval_interval:,}")
+        every = settings.eval_interval
+        checkpoint = CheckpointCallback(self.folder.agent, every=settings.checkpoint_every or every)
+        watch = EvaluationCallback(
+            watched,
+            every=every,
+            num_prompts=settings.eval_prompts,
+            samples_file=self.folder.samples,
+            at_start=not self.folder.read_progress(),
+            seed=settings.seed,
+        )
+        logger = self.folder.logger(tables=self.verbose > 1)
+        agent.set_logger(logger)
+        started = time.perf_counter()
+        stop = StopOnSignal()
+        finished = False
+        try:
+            with stop:
+                callbacks = [stop, checkpoint, watch, *([TokenProgressBar()] if self.verbose else [])]
+                agent.learn(missing, callback=callbacks, reset_num_timesteps=False)
+            finished = not stop.requested
+        finally:
+            if finished:
+                save_agent(agent, self.folder.agent)
+            else:
+                checkpoint.save_interrupted()
+            logger.close()
+            seconds = self.results.get("learn_seconds", 0.0) + time.perf_counter() - started
+            self.note(learn_seconds=seconds, tokens=agent.num_timesteps)
+        return finished
+
+    def note(self, **results: Any) -> None:
+        """Put something on record in ``results.json``."""
+        self.results.update(results)
+        write_json(self.folder.results, self.results)
+
+    def finish(self, *, interrupted: bool) -> Result:
+        """Write the model and the report, with what there is."""
+        if self.agent is None:
+            raise KeyboardInterrupt  # nothing is there yet
+        self.note(status="interrupted" if interrupted else "finished", tokens=self.agent.num_timesteps)
+        self.agent.policy.save_pretrained(self.folder.model)
+        self.say("report", str(self.folder.path))
+        write_report(self.folder)
+        return Result(
+            folder=self.folder.path,
+            agent=self.agent,
+            interrupted=interrupted,
+            before=read_evaluations(self.results.get("before")),
+            after={} if interrupted else read_evaluations(self.results.get("after")),
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's number of threads is the process's: set it for the run, then put it back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _quiet(stage: Stage, detail: str) -> None:
+    pass
