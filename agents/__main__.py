@@ -1,0 +1,7 @@
+"""``python -m agents`` is ``textgen``."""
+
+import sys
+
+from agents.cli import main
+
+sys.exit(main())
