@@ -96,7 +96,8 @@ class TextPolicy(nn.Module):
         self.vocab_size = vocab_size
         self.temperature = temperature
         self.precision: Precision = precision
-        self.value_head = nn.Linear(width, 1, device=head.weight.device)
+        # Without drawing weights that are overwritten at once: the global generator is not ours to move.
+        self.value_head = nn.utils.skip_init(nn.Linear, width, 1, device=head.weight.device)
         nn.init.zeros_(self.value_head.weight)  # the first advantages are then the rewards themselves
         nn.init.zeros_(self.value_head.bias)
         if head.weight.dtype == torch.float64:
