@@ -297,13 +297,14 @@ class TextAlgorithm(BaseAlgorithm):
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
             started = time.perf_counter()
+            # Before the rollout: the last one runs over the total, where a linear schedule would be negative.
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             trajectories = self.collect_rollouts(callback)
             if trajectories is None:
                 break
             collected = time.perf_counter()
             if self._iteration == 0 and self.config.check_invariants:
                 check_first_rollout(self.policy, trajectories, self.reference if self._reference_is_copy else None)
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             self._update_learning_rate(self.policy.optimizer)
             self._log_rollout(trajectories)
             self.train(trajectories)
