@@ -210,10 +210,11 @@ class TextPolicy(nn.Module):
         )
         rows_N, steps_N = action_mask_BT.nonzero(as_tuple=True)
         actions_N = input_ids_BS[rows_N, prompt_lengths_B[rows_N] + steps_N]
-        log_probs_N = action_log_probs(logits_NV, actions_N)
+        log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
+        log_probs_N = chosen(log_probs_NV, actions_N)
         if with_entropy:
             with contextlib.nullcontext() if entropy_gradient else torch.no_grad():
-                entropies_N = entropy(logits_NV)
+                entropies_N = entropy(log_probs_NV)
         else:
             entropies_N = torch.zeros_like(values_N)
 
@@ -227,14 +228,13 @@ class TextPolicy(nn.Module):
         self.model.save_pretrained(str(folder))
 
 
-def action_log_probs(logits_NV: Tensor, actions_N: Tensor) -> Tensor:
-    """log π(action) of each row, shape (N,), in the precision of the logits."""
-    return logits_NV.gather(-1, actions_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+def chosen(log_probs_NV: Tensor, actions_N: Tensor) -> Tensor:
+    """log π(action) of each row, shape (N,)."""
+    return log_probs_NV.gather(-1, actions_N[:, None]).squeeze(-1)
 
 
-def entropy(logits_NV: Tensor) -> Tensor:
+def entropy(log_probs_NV: Tensor) -> Tensor:
     """The entropy of each row's distribution in nats, shape (N,)."""
-    log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
     # 0 * -inf of a forbidden action is 0, not NaN
     return -(log_probs_NV.exp() * log_probs_NV.clamp(min=torch.finfo(log_probs_NV.dtype).min)).sum(-1)
 

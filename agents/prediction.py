@@ -68,6 +68,6 @@ def predict(
     with decoding(policy):
         state.advance(input_ids, lengths)
         logits, _ = state.decoder.step()
-        actions = logits.argmax(-1) if deterministic else sample_actions(logits, generator)
-    chosen = actions.cpu().numpy()
-    return (chosen if np.ndim(observation["input_ids"]) == 2 else chosen[0]), state
+        actions = logits.argmax(-1) if deterministic else sample_actions(torch.log_softmax(logits, -1), generator)
+    tokens = actions.cpu().numpy()
+    return (tokens if np.ndim(observation["input_ids"]) == 2 else tokens[0]), state

@@ -16,19 +16,19 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from agents.environments import row_info
-from agents.policy import Decoder, TextPolicy, action_log_probs, decoding
+from agents.policy import Decoder, TextPolicy, chosen, decoding
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv
 
 StepHook = Callable[[dict[str, Any]], bool]
 
 
-def sample_actions(logits_NV: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw from each row's softmax, shape (N,), by inverting its cumulative distribution.
+def sample_actions(log_probs_NV: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw from each row's distribution, shape (N,), by inverting its cumulative distribution.
 
     In float64, with one uniform a row: a token of probability 0 is never drawn, and the cost is one pass.
     """
-    cumulative = torch.softmax(logits_NV.double(), dim=-1).cumsum(-1)
+    cumulative = log_probs_NV.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     uniform = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=total.device)
     return torch.searchsorted(cumulative, uniform * (total * (1 - 2**-52)), right=True).squeeze(-1)
@@ -135,13 +135,13 @@ class Collector:
             decoder.start(env_rows, prompt_ids)
             while decoder.num_rows:
                 logits, values = decoder.step()
-                actions = logits.argmax(-1) if greedy else sample_actions(logits, self.generator)
-                log_probs = action_log_probs(logits, actions)
+                log_probs_NV = torch.log_softmax(logits, dim=-1)
+                actions = logits.argmax(-1) if greedy else sample_actions(log_probs_NV, self.generator)
                 decoder.append(actions)
-                chosen = actions.cpu().numpy()
-                actions_all[env_rows] = chosen
+                actions_all[env_rows] = actions.cpu().numpy()
                 _, rewards, terminated, truncated, infos = self.env.step(actions_all)
-                record.step(episodes, chosen, log_probs, values, rewards[env_rows])
+                log_probs = chosen(log_probs_NV, actions)
+                record.step(episodes, actions_all[env_rows], log_probs, values, rewards[env_rows])
                 over = terminated | truncated
                 if on_step is not None and not on_step(
                     {
@@ -177,19 +177,19 @@ class Collector:
                     self.env.reset(options={"reset_mask": over})
         return self._finish(record, prompts, samples_per_prompt)
 
-    def _draw_prompts(self, count: int, samples: int, chosen: Sequence[int] | None) -> npt.NDArray[np.int64] | None:
+    def _draw_prompts(self, count: int, samples: int, asked: Sequence[int] | None) -> npt.NDArray[np.int64] | None:
         """Prompt index of every episode; None where the environment draws its own."""
         if self._native is None:
-            if chosen is not None or samples > 1:
+            if asked is not None or samples > 1:
                 raise ValueError("choosing prompts needs an environment that honours options['prompt_index']")
             return None
-        if chosen is None:
+        if asked is None:
             while len(self._prompt_queue) < count:  # epoch after epoch, each in a new order
                 self._prompt_queue += self.prompt_order.permutation(len(self._native.mdp.prompts)).tolist()
-            chosen, self._prompt_queue = self._prompt_queue[:count], self._prompt_queue[count:]
-        if len(chosen) != count:
-            raise ValueError(f"{len(chosen)} prompt_indices were given for {count} prompts")
-        return np.repeat(np.asarray(chosen, dtype=np.int64), samples)
+            asked, self._prompt_queue = self._prompt_queue[:count], self._prompt_queue[count:]
+        if len(asked) != count:
+            raise ValueError(f"{len(asked)} prompt_indices were given for {count} prompts")
+        return np.repeat(np.asarray(asked, dtype=np.int64), samples)
 
     def _reset(
         self, rows: list[int], prompts: npt.NDArray[np.int64] | None, start: int, first: bool = False
@@ -197,9 +197,9 @@ class Collector:
         """Reset rows for the episodes from ``start`` on; returns their prompts' token ids."""
         options: dict[str, Any] = {}
         if prompts is not None:
-            chosen = np.zeros(self.env.num_envs, dtype=np.int64)
-            chosen[rows] = prompts[start : start + len(rows)]
-            options["prompt_index"] = chosen
+            indices = np.zeros(self.env.num_envs, dtype=np.int64)
+            indices[rows] = prompts[start : start + len(rows)]
+            options["prompt_index"] = indices
         mask = np.zeros(self.env.num_envs, dtype=np.bool_)
         # Rows beyond the rollout are started too where the protocol forbids stepping an ended row.
         mask[rows if self._native is not None or not first else slice(None)] = True
