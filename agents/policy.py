@@ -168,7 +168,8 @@ class TextPolicy(nn.Module):
         finally:
             handle.remove()
         hidden = kept[0].to(self.value_head.weight.dtype)
-        values = self.value_head(hidden).squeeze(-1)
+        with torch.autocast(self.device.type, enabled=False):  # a rollout's own autocast would round values to bf16
+            values = self.value_head(hidden).squeeze(-1)
         logits = output.logits[:, : self.vocab_size]
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
