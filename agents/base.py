@@ -355,9 +355,9 @@ class TextAlgorithm(BaseAlgorithm):
         record = self.logger.record
         record("reward", float(returns.mean()))
         record("reward_std", float(returns.std(correction=0)))
-        for name in trajectories.infos[0].get("reward", {}):
-            values = [info["reward"][name]["raw"] for info in trajectories.infos]
-            record(f"rewards/{name}/mean", float(np.mean(values)))
+        components = [info["reward"] for info in trajectories.infos if "reward" in info]  # the scored episodes
+        for name in components[0] if components else ():
+            record(f"rewards/{name}/mean", float(np.mean([component[name]["raw"] for component in components])))
         record("completions/mean_length", float(trajectories.lengths_B.float().mean()))
         cut = [info.get("stop_reason") == "length" for info in trajectories.infos]
         record("completions/clipped_ratio", float(np.mean(cut)))
