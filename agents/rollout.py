@@ -156,7 +156,7 @@ class Collector:
                 ended = np.flatnonzero(over[env_rows])
                 for slot in ended:
                     row = env_rows[slot]
-                    record.end(int(episodes[slot]), row_info(infos, row), bool(truncated[row]))
+                    record.end(int(episodes[slot]), row_info(infos, row), bool(truncated[row] and not terminated[row]))
                 refill = ended[: num_episodes - started]
                 if len(refill):
                     rows = [env_rows[slot] for slot in refill]
@@ -268,8 +268,10 @@ class _Record:
         self.lengths[episodes] += 1
 
     def end(self, episode: int, info: dict[str, Any], truncated: bool) -> None:
-        if "token_rewards" in info:  # known only now, paid as a sum: put every token's share where it belongs
-            self.rewards[episode, : self.lengths[episode]] = info["token_rewards"]
+        token_rewards = info.get("token_rewards")
+        # Known only now and paid as a sum: put every token's share where it belongs, unless a wrapper paid otherwise.
+        if token_rewards is not None and np.isclose(sum(token_rewards), self.rewards[episode].sum()):
+            self.rewards[episode, : self.lengths[episode]] = token_rewards
         self.infos[episode] = info
         self.truncated[episode] = truncated
 
