@@ -38,6 +38,7 @@ class TokenProgressBar(BaseCallback):
             unit="tok",
             unit_scale=True,
             dynamic_ncols=True,
+            smoothing=0,  # a mean: the pace within a rollout says nothing about the updates in between
         )
 
     def _on_step(self) -> bool:
