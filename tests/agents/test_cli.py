@@ -15,9 +15,11 @@ from agents.config import option
 from agents.options import OptionParser, add_options
 from agents.settings import RunSettings
 
-TINY = shlex.split("""--prompt-field question --reference-field answer --max-new-tokens 6 --layers 1 --width 32 --heads 2
---vocab-size 300 --total-tokens 120 --eval-prompts 2 --episodes-per-rollout 8 --num-envs 8 --epochs 1 --device cpu
---warm-start-epochs 0.5 --quiet""")
+TINY = shlex.split(
+    """--prompt-field question --reference-field answer --max-new-tokens 6 --layers 1 --width 32 --heads 2
+    --vocab-size 300 --total-tokens 120 --eval-prompts 2 --episodes-per-rollout 8 --num-envs 8 --epochs 1
+    --device cpu --warm-start-epochs 0.5 --quiet"""
+)
 
 
 @pytest.fixture(scope="module")
