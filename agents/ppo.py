@@ -25,7 +25,7 @@ class PPOConfig(AlgorithmConfig):
     minibatches: int = option(2, "optimiser steps an epoch")
     clip_range: float = option(0.2, "ε of the clipped surrogate")
     value_clip_range: float | None = option(0.2, "ε of the clipped value loss; none turns it off")
-    value_coef: float = option(0.5, "weight of the value loss")
+    value_coef: float = option(0.1, "weight of the value loss")
     entropy_coef: float = option(0.0, "weight of the entropy bonus, a token")
     gae_lambda: float = option(0.95, "λ of generalised advantage estimation")
     prompt_baseline: bool = option(
@@ -42,8 +42,9 @@ class PPOConfig(AlgorithmConfig):
         for name in ("epochs", "minibatches", "clip_range"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.minibatches > self.episodes_per_rollout:
-            raise ValueError(f"{self.minibatches} minibatches need as many episodes, got {self.episodes_per_rollout}")
+        prompts = self.episodes_per_rollout // self.samples_per_prompt
+        if self.minibatches > prompts:
+            raise ValueError(f"{self.minibatches} minibatches need as many prompts, got {prompts}")
         if self.prompt_baseline and (self.samples_per_prompt < 2 or self.gamma != 1):
             raise ValueError("prompt_baseline needs samples_per_prompt of at least 2, and gamma = 1")
         if self.kl_coef_per_sequence < 0:

@@ -35,7 +35,7 @@ NEWS_PPO = PPOConfig(
     epochs=2,
     value_coef=0.1,
     prompt_baseline=True,
-    kl_coef_per_sequence=0.005,
+    kl_coef_per_sequence=0.02,
     num_envs=64,
 )
 ENDINGS_PPO = PPOConfig(
