@@ -54,14 +54,25 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]], levels: Mapping
     """
     figure = Figure(figsize=(11, 7), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     FigureCanvasAgg(figure)  # no display, no pyplot: nothing global
+    entries: dict[str, Any] = {}  # the panels share colours, so one legend does, where it covers nothing
     for axes, (title, series) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
         _panel(axes, title, series, rows)
         if title == "Reward":
             _draw_levels(axes, levels)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(framealpha=0.85, edgecolor="none", fontsize=8.5, labelcolor=_INK, loc="best")
-        else:
+        handles, labels = axes.get_legend_handles_labels()
+        entries.update(zip(labels, handles, strict=True))
+        if not handles:
             axes.text(0.5, 0.5, "not logged in this run", transform=axes.transAxes, ha="center", color=_FAINT)
+    if entries:
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=len(entries),
+            frameon=False,
+            fontsize=9,
+            labelcolor=_INK,
+        )
     figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
 
 
@@ -93,7 +104,7 @@ def _draw_levels(axes: Any, levels: Mapping[str, Mapping[str, float]]) -> None:
             if kind in levels.get(stage, {}):
                 axes.axhline(levels[stage][kind], color=colour, lw=1.2, ls=style, alpha=0.75)
         if levels.get(stage):
-            axes.plot([], [], color=_INK, lw=1.2, ls=style, label=f"{stage} RL, as in the report's table")
+            axes.plot([], [], color=_INK, lw=1.2, ls=style, label=f"{stage} RL, final test")
 
 
 def _short(tokens: float) -> str:

@@ -8,7 +8,7 @@ from textgen_env import TextTokenizer
 
 
 def small_gpt2(
-    tokenizer: TextTokenizer, *, positions: int, layers: int = 4, width: int = 128, heads: int = 4
+    tokenizer: TextTokenizer, *, positions: int, layers: int = 2, width: int = 128, heads: int = 4
 ) -> GPT2Config:
     """The configuration of a GPT-2 that fits a tokenizer. The agents draw its weights with their seed.
 

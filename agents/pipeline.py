@@ -33,7 +33,7 @@ from textgen_env import TextGenVectorEnv, TextMDP
 Stage: TypeAlias = Literal["environment", "model", "warm start", "before", "learn", "after", "report"]
 StageHook: TypeAlias = Callable[[Stage, str], None]
 
-_FRESH_EPOCHS = 5.0
+_FRESH_EPOCHS = 2.0
 
 
 @dataclass(frozen=True)

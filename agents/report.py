@@ -98,20 +98,20 @@ def _summary(config: Mapping[str, Any], results: Mapping[str, Any], found: Found
         "and after the supervised warm start where there is one."
     )
     if found["after"]:
-        yield Paragraph(_verdict(found))
+        yield Paragraph(" ".join(_verdict(found, kind) for kind in ("sampled", "greedy")))
     yield measures_table(found)
 
 
-def _verdict(found: Found) -> str:
+def _verdict(found: Found, kind: str) -> str:
     """The main result in a sentence, and whether it can be told from chance."""
-    before, after = found["before"]["sampled"], found["after"]["sampled"]
+    before, after = found["before"][kind], found["after"][kind]
     change, interval = difference(before, after)
     sentence = (
-        f"The mean reward of a sampled completion went from {_number(before.mean)} to {_number(after.mean)}, "
+        f"The mean reward of a {kind} completion went from {_number(before.mean)} to {_number(after.mean)}, "
         f"a change of {_with_interval(change, interval, signed=True)}"
     )
     if interval is not None and interval[0] <= 0 <= interval[1]:
-        return f"{sentence}. The interval holds 0: on these prompts the change cannot be told from chance."
+        return f"{sentence}, which on these prompts cannot be told from chance."
     return f"{sentence}."
 
 

@@ -44,7 +44,7 @@ class RunSettings:
     max_new_tokens: int | None = option(None, "cap on a completion's tokens; by default the environment's own, or 32")
 
     model: Any = option(None, "a Hugging Face causal LM, by hub name or folder; by default a small GPT-2 from scratch")
-    layers: int = option(4, "transformer blocks of the model from scratch")
+    layers: int = option(2, "transformer blocks of the model from scratch")
     width: int = option(128, "its hidden width")
     heads: int = option(4, "its attention heads")
     vocab_size: int | None = option(None, "size of the tokenizer trained for it; by default the environment's own")
@@ -53,7 +53,7 @@ class RunSettings:
     total_tokens: int = option(200_000, "tokens to act in all; the last rollout may run over")
     warm_start_epochs: float | None = option(
         None,
-        "supervised passes over the references before RL; by default 5 for a model from scratch (where there are "
+        "supervised passes over the references before RL; by default 2 for a model from scratch (where there are "
         "references), 0 for a pretrained one",
     )
     seed: int = option(0, "seeds weights, prompts and sampling")
