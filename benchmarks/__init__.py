@@ -1,0 +1,1 @@
+"""Experiments over everything below: what the library costs, and what it learns."""

@@ -1,0 +1,365 @@
+"""What the library costs, next to what the same model costs bare: `python -m benchmarks.throughput`.
+
+Every figure stands beside a baseline from the same run, and beside its target. One torch thread, set on purpose:
+with more, small models on a busy machine measure the scheduler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __package__ in (None, ""):  # run as a file: the repository's root is not on the path yet
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from agents import PPO
+from agents.policy import Precision
+from agents.rollout import Collector
+from benchmarks import peers
+from benchmarks.measure import (
+    Timing,
+    circumstances,
+    cpu_flags,
+    in_fresh_process,
+    peak_memory_mb,
+    speed_ratio,
+    take_turns,
+)
+from benchmarks.workload import (
+    Workload,
+    bare_decode,
+    bare_forward,
+    bare_update,
+    environment_alone,
+    generate,
+    iteration,
+    update_epoch,
+)
+
+QUICK = Workload(
+    layers=1, width=32, heads=2, vocab_size=64, prompt_tokens=6, new_tokens=8, shortest=2, rows=4, env_steps=80
+)
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    name: str
+    unit: str
+    value: float
+    baseline: str = ""
+    baseline_value: float | None = None
+    ratio: float | None = None
+    """How the value stands to the baseline's; for a "cost" row, how many times its time is spent."""
+    target: str = ""
+    """As ">= 1.05" or "<= 3"; it speaks of the ratio where there is one, else of the value."""
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None where there is none."""
+        if not self.target:
+            return None
+        sign, bound = self.target.split()
+        judged = self.value if self.ratio is None else self.ratio
+        return judged >= float(bound) if sign == ">=" else judged <= float(bound)
+
+
+@dataclass
+class Benchmark:
+    """The sections of the table, each a few rows, on one workload.
+
+    Args:
+        workload: the sizes.
+        repeats: measured turns of every contender.
+        device: "cpu" or "cuda".
+        precision: of rollouts and whole iterations, ours and the baselines' alike.
+    """
+
+    workload: Workload
+    repeats: int = 3
+    device: str = "cpu"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        self.on_gpu = self.device.startswith("cuda")
+        self.per_second = "second" if self.on_gpu else "CPU-second"
+        self.agent = self.workload.agent(self.device, self.precision)
+        self.model = self.agent.policy.model
+        self.prompts = self.workload.prompt_ids(self.workload.rows).to(self.device)
+        # Whole sequences for the bare forwards; which tokens they hold does not matter.
+        self.sequences = torch.randint(
+            2, self.workload.vocab_size, (self.workload.rows, self.workload.prompt_tokens + self.workload.new_tokens)
+        ).to(self.device)
+        self.iteration_rate = 0.0
+
+    def sections(self) -> Iterator[list[Row]]:
+        """All rows, section by section, as they are measured."""
+        for section in (self.rollout, self.varying_lengths, self.update, self.whole, self.bf16, self.environment):
+            yield section()
+        if not self.on_gpu:
+            yield self.memory()
+
+    def rollout(self) -> list[Row]:
+        """Fixed lengths: the collector, log-probabilities and values included, against ``generate``."""
+        sizes = self.workload
+        collector = sizes.collector(self.agent)
+        timings = self._take_turns(
+            {
+                "ours": lambda: self._collect(collector, sizes.rows),
+                "generate": lambda: generate(self.model, self.prompts, sizes.new_tokens, self.precision),
+            }
+        )
+        return [self._faster(f"rollout, {sizes.new_tokens} tokens each", timings, "generate()", ">= 1.05")]
+
+    def varying_lengths(self) -> list[Row]:
+        """Lengths that vary: useful tokens a second; ``generate`` runs every batch to its longest text."""
+        sizes = self.workload
+        rows = []
+        for episodes in (sizes.rows, 2 * sizes.rows, 4 * sizes.rows):
+            lengths = sizes.lengths(episodes)
+            contenders = {
+                "ours": functools.partial(self._collect, sizes.collector(self.agent, lengths), episodes),
+                "generate": functools.partial(self._generate_batches, lengths),
+            }
+            timings = self._take_turns(contenders)
+            name = f"rollout, {sizes.shortest}-{sizes.new_tokens} tokens, {episodes} episodes on {sizes.rows} rows"
+            rows.append(self._faster(name, timings, f"generate() in batches of {sizes.rows}", ">= 1.4"))
+        return rows
+
+    def update(self) -> list[Row]:
+        """One epoch and its optimiser step, float32, against forward and backward alone."""
+        agent = self.agent if self.precision == "float32" else self.workload.agent(self.device, "float32")
+        timings = self._take_turns({"ours": update_epoch(agent), "bare": self._bare_update(agent)})
+        return [self._costlier("update epoch, float32", timings, "bare forward + backward", "<= 1.25")]
+
+    def whole(self) -> list[Row]:
+        """A PPO iteration against the sum of the bare parts it cannot do without."""
+        sizes, precision = self.workload, self.precision
+        timings = self._take_turns(
+            {
+                "ours": lambda: iteration(self.agent),
+                "generate": lambda: generate(self.model, self.prompts, sizes.new_tokens, precision),
+                "loop": lambda: bare_decode(self.model, self.prompts, sizes.new_tokens, precision),
+                "rest": self._bare_rest,
+            }
+        )
+        decode = min(timings["generate"], timings["loop"], key=lambda timing: statistics.median(timing.seconds))
+        timings["floor"] = Timing(
+            self.on_gpu,
+            timings["ours"].units,
+            [a + b for a, b in zip(decode.cpu, timings["rest"].cpu, strict=True)],
+            [a + b for a, b in zip(decode.wall, timings["rest"].wall, strict=True)],
+        )
+        fastest = "generate()" if decode is timings["generate"] else "bare loop"
+        self.iteration_rate = timings["ours"].rate
+        note = f"floor: {fastest} + 1 forward + {sizes.epochs} x (forward + backward)"
+        return [self._costlier("PPO iteration", timings, "floor", "<= 1.25", note)]
+
+    def bf16(self) -> list[Row]:
+        """What bf16 autocast gains in an update epoch."""
+        sizes = self.workload
+        timings = self._take_turns(
+            {
+                "ours": update_epoch(sizes.agent(self.device, "bf16")),
+                "float32": update_epoch(sizes.agent(self.device, "float32")),
+            }
+        )
+        supported = self.on_gpu or "avx512_bf16" in cpu_flags()
+        note = "" if supported else "no target: this CPU lacks AVX512-BF16"
+        return [self._faster("update epoch, bf16", timings, "float32", ">= 1.6" if supported else "", note)]
+
+    def environment(self) -> list[Row]:
+        """The environment's share of a rollout, and its speed alone."""
+        shares = [self._environment_share() for _ in range(self.repeats)]
+        alone = self._take_turns({"env": environment_alone(self.workload)})["env"]
+        return [
+            Row("environment's share of the rollout", "%", 100 * statistics.median(shares), target="<= 3"),
+            Row(
+                f"environment alone, {self.workload.rows} rows",
+                f"row-steps / {self.per_second}",
+                alone.rate,
+                target=">= 1000000",
+            ),
+        ]
+
+    def memory(self) -> list[Row]:
+        """Peak memory of a process that runs one PPO iteration, and of one that runs the bare parts."""
+        ours = in_fresh_process(_memory_of_an_iteration, self.workload, self.precision)
+        bare = in_fresh_process(_memory_of_the_floor, self.workload, self.precision)
+        return [Row("peak memory of a PPO iteration", "MB", ours, "floor", bare, ours / bare)]
+
+    def peers(self) -> Iterator[list[Row]]:
+        """Whole iterations of other libraries, each in a process of its own."""
+        sizes = self.workload
+        rate = self.iteration_rate or self._take_turns({"ours": lambda: iteration(self.agent)})["ours"].rate
+        once = sizes.agent(self.device, self.precision, epochs=1, samples_per_prompt=min(8, sizes.rows))
+        for peer in peers.PEERS:
+            missing = peer.missing()
+            if missing:
+                print(f"{peer.name}: {missing} is not installed", file=sys.stderr)
+                continue
+            ours = rate if peer.epochs is None else self._take_turns({"ours": lambda: iteration(once)})["ours"].rate
+            theirs = in_fresh_process(peer.run, sizes, self.device, self.repeats)
+            yield [
+                Row(
+                    f"PPO iteration, {peer.epochs or sizes.epochs} epochs",
+                    f"tokens / {self.per_second}",
+                    ours,
+                    peer.name,
+                    theirs["tokens_per_second"],
+                    ours / theirs["tokens_per_second"],
+                    note=f"{peer.note}; its peak memory: {theirs['peak_memory_mb']:,.0f} MB",
+                )
+            ]
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _take_turns(self, contenders: Mapping[str, Callable[[], float]]) -> dict[str, Timing]:
+        return take_turns(contenders, self.repeats, self.on_gpu)
+
+    def _faster(self, name: str, timings: dict[str, Timing], baseline: str, target: str, note: str = "") -> Row:
+        ours, base = timings.values()
+        unit = f"tokens / {self.per_second}"
+        return Row(name, unit, ours.rate, baseline, base.rate, speed_ratio(ours, base), target, note)
+
+    def _costlier(self, name: str, timings: dict[str, Timing], baseline: str, target: str, note: str = "") -> Row:
+        first, *_, last = timings.values()
+        ratio = 1 / speed_ratio(first, last)
+        return Row(name, f"tokens / {self.per_second}", first.rate, baseline, last.rate, ratio, target, note)
+
+    def _collect(self, collector: Collector, episodes: int) -> int:
+        trajectories = collector.collect(episodes)
+        assert trajectories is not None
+        return trajectories.num_tokens
+
+    def _generate_batches(self, lengths: Sequence[int]) -> int:
+        for start in range(0, len(lengths), self.workload.rows):
+            longest = max(lengths[start : start + self.workload.rows])
+            generate(self.model, self.prompts, longest, self.precision)
+        return sum(lengths)
+
+    def _bare_update(self, agent: PPO) -> Callable[[], int]:
+        def run() -> int:
+            bare_update(agent.policy.model, self.sequences, agent.policy.precision)
+            return self.workload.tokens
+
+        return run
+
+    def _bare_rest(self) -> int:
+        bare_forward(self.model, self.sequences, self.precision)
+        for _ in range(self.workload.epochs):
+            bare_update(self.model, self.sequences, self.precision)
+        return self.workload.tokens
+
+    def _environment_share(self) -> float:
+        collector = self.workload.collector(self.agent)
+        inside = [0.0]
+        for method in ("reset", "step"):
+            setattr(collector.env, method, _timed(getattr(collector.env, method), inside))
+        timing = Timing(self.on_gpu)
+        timing.measure(lambda: self._collect(collector, self.workload.rows))
+        return inside[0] / timing.cpu[0]
+
+
+def _timed(method: Callable[..., Any], inside: list[float]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            inside[0] += time.process_time() - start
+
+    return run
+
+
+def _memory_of_an_iteration(workload: Workload, precision: Precision) -> float:
+    torch.set_num_threads(1)
+    iteration(workload.agent("cpu", precision))
+    return peak_memory_mb()
+
+
+def _memory_of_the_floor(workload: Workload, precision: Precision) -> float:
+    torch.set_num_threads(1)
+    bare = Benchmark(workload, precision=precision)
+    bare_decode(bare.model, bare.prompts, workload.new_tokens, precision)
+    bare._bare_rest()
+    return peak_memory_mb()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as plain text; notes follow as footnotes."""
+    head = ("", "ours", "unit", "baseline", "ratio", "target", "met")
+    cells: list[tuple[str, ...]] = [head]
+    notes: list[str] = []
+    for row in rows:
+        mark = ""
+        if row.note:
+            notes.append(row.note)
+            mark = f" [{len(notes)}]"
+        baseline = "" if row.baseline_value is None else f"{_figure(row.baseline_value)} {row.baseline}"
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        met = "" if row.met is None else "yes" if row.met else "NO"
+        cells.append((row.name + mark, _figure(row.value), row.unit, baseline, ratio, row.target, met))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    return "\n".join(lines + [f"[{index}] {note}" for index, note in enumerate(notes, 1)])
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """The command line; returns the rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5, help="measured turns of every contender")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of rollouts and updates")
+    parser.add_argument("--peers", action="store_true", help="run SB3's PPO, and TRL's trainers where installed, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and circumstances there")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
+    options = parser.parse_args(arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sizes = QUICK if options.quick else Workload()
+        benchmark = Benchmark(sizes, 1 if options.quick else options.repeats, options.device, options.precision)
+        rows: list[Row] = []
+        sections = [benchmark.sections(), *([benchmark.peers()] if options.peers else [])]
+        for section in sections:
+            for some in section:
+                rows += some
+                print(f"measured: {some[-1].name}", file=sys.stderr)
+        where = circumstances(options.device)
+    finally:
+        torch.set_num_threads(threads)
+    print(table(rows))
+    print(", ".join(f"{key} {value}" for key, value in where.items()))
+    if options.json:
+        report = {
+            "workload": asdict(sizes),
+            "repeats": benchmark.repeats,
+            "precision": options.precision,
+            "circumstances": where,
+            "rows": [{**asdict(row), "met": row.met} for row in rows],
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
