@@ -368,7 +368,7 @@ class TextAlgorithm(BaseAlgorithm):
         """Shuffle the episodes into ``count`` sets of rows; episodes of one prompt stay together."""
         groups = int(trajectories.prompt_groups_B.max()) + 1
         order = torch.from_numpy(self.collector.shuffle.permutation(groups)).to(trajectories.prompt_groups_B.device)
-        for chosen in order.chunk(count):
+        for chosen in order.tensor_split(count):
             yield torch.isin(trajectories.prompt_groups_B, chosen).nonzero().squeeze(-1).cpu()
 
     def micro_batches(self, trajectories: Trajectories) -> Iterator[tuple[Tensor, Trajectories]]:
