@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from agents.config import AlgorithmConfig, make_config
+from agents.ppo import PPOConfig
+from agents.supervised import SupervisedConfig
+from tests.agents.conftest import make_agent
+
+
+def test_every_option_has_a_line_of_help():
+    for kind in (AlgorithmConfig, PPOConfig, SupervisedConfig):
+        assert all(field.metadata["help"] for field in dataclasses.fields(kind))
+
+
+def test_overrides_change_single_fields_of_a_copy():
+    given = PPOConfig(epochs=7, clip_range=0.1)
+    config = make_config(PPOConfig, given, {"clip_range": 0.3})
+    assert (config.epochs, config.clip_range, given.clip_range) == (7, 0.3, 0.1)
+    assert make_config(PPOConfig, None, {}) == PPOConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("clip_rage", "clip_range"), ("epoch", "epochs"), ("kl_coef", "kl_coef_per_sequence")]
+)
+def test_a_misspelled_option_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(TypeError, match=f"PPOConfig has no option '{name}'.*{nearest}"):
+        make_agent(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"episodes_per_rollout": 0}, "episodes_per_rollout must be above 0"),
+        ({"num_envs": -1}, "num_envs must be above 0"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens must be above 0"),
+        ({"episodes_per_rollout": 10, "samples_per_prompt": 4}, "must be a multiple of samples_per_prompt=4"),
+        ({"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),
+        ({"learning_rate_schedule": "cosine"}, "must be 'constant' or 'linear', got 'cosine'"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"clip_range": 0.0}, "clip_range must be above 0"),
+        ({"minibatches": 13, "episodes_per_rollout": 12}, "13 minibatches need as many prompts, got 12"),
+        (
+            {"minibatches": 4, "episodes_per_rollout": 12, "samples_per_prompt": 6},
+            "4 minibatches need as many prompts, got 2",
+        ),
+        ({"kl_coef_per_sequence": -0.1}, "would pay the policy for leaving"),
+        ({"kl_coef_per_sequence": 0.0, "kl_target_per_sequence": 3.0}, "0 would stay 0"),
+        ({"prompt_baseline": True}, "samples_per_prompt of at least 2"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**options)
+
+
+@pytest.mark.parametrize(("epochs", "batch_size"), [(0.0, 32), (1.0, 0)])
+def test_a_warm_start_needs_pairs_and_passes(epochs, batch_size):
+    with pytest.raises(ValueError, match="must be above 0"):
+        SupervisedConfig(epochs=epochs, batch_size=batch_size)
