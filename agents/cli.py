@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("textgen: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; Python must not flush into the pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (InvariantError, FloatingPointError) as error:
         print(f"textgen: the run stopped: {error}", file=sys.stderr)
         return 1
