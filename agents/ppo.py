@@ -29,7 +29,7 @@ class PPOConfig(AlgorithmConfig):
     entropy_coef: float = option(0.0, "weight of the entropy bonus, a token")
     gae_lambda: float = option(0.95, "λ of generalised advantage estimation")
     prompt_baseline: bool = option(
-        False, "measure a return against the mean of the prompt's other samples; needs samples_per_prompt > 1"
+        True, "where samples_per_prompt > 1, measure a return against the mean of the prompt's other samples"
     )
     whiten_advantages: bool = option(True, "advantages of a rollout to mean 0, variance 1")
     target_kl: float | None = option(None, "stop a rollout's epochs when the mean k3 from the old policy passes this")
@@ -45,8 +45,10 @@ class PPOConfig(AlgorithmConfig):
         prompts = self.episodes_per_rollout // self.samples_per_prompt
         if self.minibatches > prompts:
             raise ValueError(f"{self.minibatches} minibatches need as many prompts, got {prompts}")
-        if self.prompt_baseline and (self.samples_per_prompt < 2 or self.gamma != 1):
-            raise ValueError("prompt_baseline needs samples_per_prompt of at least 2, and gamma = 1")
+        if self.prompt_baseline and self.samples_per_prompt > 1 and self.gamma != 1:
+            raise ValueError(
+                "prompt_baseline shifts the return of a whole completion, which needs gamma = 1: turn one of them off"
+            )
         if self.kl_coef_per_sequence < 0:
             raise ValueError("a negative kl_coef_per_sequence would pay the policy for leaving the reference")
         if self.kl_target_per_sequence is not None and self.kl_coef_per_sequence == 0:
@@ -103,7 +105,7 @@ class PPO(TextAlgorithm):
             self.logger.record("kl/k3_per_token", float(masked_mean(k3(log_ratio_BT), mask_BT)))
             self.logger.record("kl/coef_per_sequence", self.kl_controller.coef)
             self.kl_controller.update(kl, len(trajectories))
-        if self.config.prompt_baseline:
+        if self.config.prompt_baseline and self.config.samples_per_prompt > 1:
             # Charged at the end it shifts every return-to-go alike: the critic then learns what a prefix adds to
             # the prompt's own level, for which its first answer, 0, is already right.
             baseline_B = leave_one_out(rewards_BT.sum(-1), trajectories.prompt_groups_B)

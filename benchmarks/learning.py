@@ -17,37 +17,24 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from agents import PPO, PPOConfig, SupervisedConfig, supervised_fit
-from agents.evaluation import Evaluation, evaluate
+from agents.evaluation import Evaluation, evaluate, on_split
 from agents.models import small_gpt2
 from benchmarks.measure import circumstances
 from textgen_env import TextGenVectorEnv, TextMDP, TextTask
 
-NEWS_PPO = PPOConfig(
+SETTINGS = PPOConfig(
     learning_rate=3e-4,
     samples_per_prompt=8,
     episodes_per_rollout=128,
     epochs=2,
-    value_coef=0.1,
-    prompt_baseline=True,
-    kl_coef_per_sequence=0.02,
     num_envs=64,
 )
-ENDINGS_PPO = PPOConfig(
-    learning_rate=3e-4,
-    samples_per_prompt=8,
-    episodes_per_rollout=128,
-    epochs=2,
-    value_coef=0.1,
-    prompt_baseline=True,
-    kl_coef_per_sequence=0.01,
-    num_envs=64,
-)
+"""The same for both experiments, and what `make demo` uses."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +70,9 @@ class SeedResult:
 def news_summary(seed: int, args: argparse.Namespace) -> SeedResult:
     """A two-layer GPT-2 from scratch: warm start on the task's headlines, then PPO against ROUGE-L."""
     train = TextMDP("textgen_env.tasks:news_summary", "rouge_l", max_prompt_tokens=160, max_new_tokens=24)
-    held_out = _on_split(train, "validation")
+    held_out = on_split(train, "validation")
     model = small_gpt2(train.tokenizer, positions=184, layers=2, width=128, heads=4)
-    agent = PPO(model, TextGenVectorEnv(NEWS_PPO.num_envs, mdp=train), NEWS_PPO, seed=seed)
+    agent = PPO(model, TextGenVectorEnv(SETTINGS.num_envs, mdp=train), SETTINGS, seed=seed)
     began = time.process_time()
     supervised_fit(agent.policy, train, SupervisedConfig(epochs=args.warm_start_epochs), seed=seed)
     agent.refresh_reference()
@@ -94,12 +81,10 @@ def news_summary(seed: int, args: argparse.Namespace) -> SeedResult:
 
 def endings(seed: int, args: argparse.Namespace) -> SeedResult:
     """A pretrained LM as it is, on four story sentences -> the fifth; no warm start."""
-    task = TextTask.from_jsonl(
-        args.data, prompt_field="context", reference_field="ending", fractions=(0.8, 0.2, 0.0)
-    )
+    task = TextTask.from_jsonl(args.data, prompt_field="context", reference_field="ending", fractions=(0.8, 0.2, 0.0))
     train = TextMDP(task, "rouge_l", args.model, max_new_tokens=40)
-    held_out = _on_split(train, "validation")
-    agent = PPO(args.model, TextGenVectorEnv(ENDINGS_PPO.num_envs, mdp=train), ENDINGS_PPO, seed=seed)
+    held_out = on_split(train, "validation")
+    agent = PPO(args.model, TextGenVectorEnv(SETTINGS.num_envs, mdp=train), SETTINGS, seed=seed)
     return _learn(agent, held_out, args, 0.0)
 
 
@@ -107,17 +92,6 @@ EXPERIMENTS: dict[str, Callable[[int, argparse.Namespace], SeedResult]] = {
     "news_summary": news_summary,
     "endings": endings,
 }
-
-
-def _on_split(mdp: TextMDP, split: str) -> TextMDP:
-    return TextMDP(
-        mdp.task,
-        mdp.reward,
-        mdp.tokenizer,
-        max_prompt_tokens=mdp.max_prompt_tokens,
-        max_new_tokens=mdp.max_new_tokens,
-        split=split,
-    )
 
 
 def _learn(agent: PPO, held_out: TextMDP, args: argparse.Namespace, warm_start_seconds: float) -> SeedResult:
@@ -199,16 +173,17 @@ def main(argv: list[str] | None = None) -> int:
     for seed in range(args.seeds):
         result = EXPERIMENTS[args.experiment](seed, args)
         results.append(result)
+        low, high = result.sampled.gain_interval
         print(
             f"seed {seed}: sampled {result.sampled.before:.3f} -> {result.sampled.after:.3f} "
-            f"(+{result.sampled.gain:.3f} [{result.sampled.gain_interval[0]:.3f}, {result.sampled.gain_interval[1]:.3f}]), "
+            f"({result.sampled.gain:+.3f} [{low:.3f}, {high:.3f}]), "
             f"greedy {result.greedy.before:.3f} -> {result.greedy.after:.3f}, KL {result.kl_per_sequence:.2f}, "
             f"{result.tokens} tokens, {result.warm_start_cpu_seconds:.0f} + {result.ppo_cpu_seconds:.0f} CPU s",
             flush=True,
         )
         if args.json:  # after every seed: a run that is cut short keeps what it measured
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            options: dict[str, Any] = {key: value for key, value in vars(args).items() if key not in ("json", "data", "model")}
+            options = {key: value for key, value in vars(args).items() if key not in ("json", "data", "model")}
             report = {
                 "experiment": args.experiment,
                 "options": options,

@@ -20,11 +20,11 @@ PYTHON = [block for language, block in BLOCKS if language == "python"]
 SHELL = [line for language, block in BLOCKS if not language for line in block.splitlines()]
 
 # The README's budgets are for people; a test sees that the commands work.
-SMALL = "--total-tokens 200 --episodes-per-rollout 8 --eval-prompts 4 --quiet --output run".split()
-FROM_SCRATCH = "--warm-start-epochs 0.01 --layers 1 --width 32 --heads 2".split()
+SMALL = ["--total-tokens", "200", "--episodes-per-rollout", "8", "--eval-prompts", "4", "--quiet", "--output", "run"]
+FROM_SCRATCH = ["--warm-start-epochs", "0.01", "--layers", "1", "--width", "32", "--heads", "2"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
