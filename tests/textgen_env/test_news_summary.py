@@ -11,7 +11,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from textgen_env.tasks import TextTask, news_summary
-from textgen_env.tasks.news_templates import ASIDES, NAMES, TOPICS
+from textgen_env.tasks.news_templates import ASIDES, ENDINGS, NAMES, TOPICS
 from textgen_env.types import Prompt
 
 
@@ -68,12 +68,15 @@ def test_lengths_hold_for_every_seed():
         return len(template.format_map(dict.fromkeys(fields(template), "x") | {"person": "x y"}).split())
 
     general = [words(aside) for aside in ASIDES]
+    endings = [words(ending) for group in ENDINGS.values() for ending in group]
     for topic in TOPICS.values():
         asides = sorted(map(words, topic.asides))
         for event in topic.events:
             told = [[words(line) for line in lines] for lines in (event.leads, event.amounts, topic.places)]
-            assert sum(map(min, told)) + sum(asides[:2]) + min(general) >= 45, event.headline
-            assert sum(map(max, told)) + sum(asides[-2:]) + max(general) <= 75, event.headline
+            with_all_asides = sum(map(min, told)) + sum(asides[:2]) + min(general) + 5 * min(endings)
+            with_one_aside = sum(map(max, told)) + max(asides + general) + 3 * max(endings)
+            assert with_all_asides >= 45, event.headline
+            assert with_one_aside <= 75, event.headline
 
 
 def test_variety(prompts):
@@ -102,7 +105,7 @@ def test_no_fact_of_an_aside_is_in_the_headline(prompts):
         assert len(in_headline) == 1
         assert in_headline == [prompt.metadata["facts"][1][2]]
     distractors = [sum(city in prompt.text for city in NAMES["city"]) - 1 for prompt in prompts]
-    assert mean(distractors) > 1.5
+    assert mean(distractors) > 1.2
 
 
 def test_the_headline_states_the_facts(prompts):
@@ -151,8 +154,9 @@ def test_too_few_articles():
 # Solvable by reading, and only by reading
 
 
-def pattern(template: str) -> re.Pattern[str]:
+def pattern(template: str, ending: str = "") -> re.Pattern[str]:
     """Matches the sentences a template makes; a field that occurs twice must agree with itself."""
+    template = template.removesuffix(".")
     seen: set[str] = set()
 
     def group(match: re.Match[str]) -> str:
@@ -164,12 +168,15 @@ def pattern(template: str) -> re.Pattern[str]:
 
     parts = re.split(r"(\{\w+\})", template)
     body = "".join(re.sub(r"\{(\w+)\}", group, part) if part.startswith("{") else re.escape(part) for part in parts)
-    return re.compile(body, re.IGNORECASE)
+    return re.compile(body + ending + re.escape("."), re.IGNORECASE)
 
 
 EVENTS = [(topic, event) for topic in TOPICS.values() for event in topic.events]
 LEADS = [(pattern(lead), topic, event) for topic, event in EVENTS for lead in event.leads]
-DETAILS = {id(event): [pattern(template) for template in (*event.amounts, *topic.places)] for topic, event in EVENTS}
+DETAILS = {
+    id(event): [pattern(template, ending=", .*") for template in (*event.amounts, *topic.places)]
+    for topic, event in EVENTS
+}
 
 
 def read_headline(told: list[str]) -> str:
@@ -221,11 +228,18 @@ def test_baselines(task):
     for prompt in validation[:60]:
         peers = [other for other in validation if other.metadata["topic"] == prompt.metadata["topic"]]
         others += [rouge(prompt.references[0], other.references[0]) for other in peers if other is not prompt]
-    assert mean(others) == pytest.approx(0.265, abs=0.02)  # the docstring's figures, this one from a sample
-    assert mean(first) == pytest.approx(0.113, abs=0.001)
-    assert mean(best) == pytest.approx(0.262, abs=0.001)
+    assert mean(others) == pytest.approx(0.261, abs=0.02)  # the docstring's figures, this one from a sample
+    assert mean(first) == pytest.approx(0.121, abs=0.001)
+    assert mean(best) == pytest.approx(0.265, abs=0.001)
     assert mean(whole) == pytest.approx(0.129, abs=0.001)
     assert min(oracle) == 1.0
+
+
+def test_names_recur(prompts):
+    """Copying is learnt from what recurs: the city of the event is usually named more than once."""
+    cities = [article(prompt).count(prompt.metadata["facts"][1][2]) for prompt in prompts]
+    assert min(cities) == 1
+    assert mean(count > 1 for count in cities) > 0.5
 
 
 def test_the_lead_is_not_always_first(prompts):

@@ -8,10 +8,10 @@ headline that merely sounds right all score low. It holds no fact that the artic
 ROUGE-L F1 (``rouge_score``, no stemming) over the validation split at the default arguments:
 
 =====================================  =====
-other headlines of the same topic      0.265
+other headlines of the same topic      0.261
 the whole article                      0.129
-the first sentence                     0.113
-the best sentence (chosen knowingly)   0.262
+the first sentence                     0.121
+the best sentence (chosen knowingly)   0.265
 the headline, read off the facts       1.000
 =====================================  =====
 """
@@ -22,11 +22,11 @@ import random
 from collections.abc import Mapping
 
 from textgen_env.tasks.dataset import TextTask
-from textgen_env.tasks.news_templates import ASIDES, NAMES, TOPICS
+from textgen_env.tasks.news_templates import ASIDES, ENDINGS, NAMES, TOPICS
 from textgen_env.types import Prompt
 
 _SUFFIX = "\nTL;DR:"
-_MIN_WORDS = 45
+_MIN_WORDS, _MAX_WORDS = 45, 75
 _ASIDES_AT_MOST = 3
 
 
@@ -63,24 +63,29 @@ def _article(rng: random.Random) -> Prompt:
     main, *others = _casts(rng)
     main["thing"] = rng.choice(event.things)
 
+    lead = rng.choice(event.leads)
     details = [rng.choice(event.amounts), rng.choice(topic.places)]
     rng.shuffle(details)
-    told = [_sentence(template, main) for template in (rng.choice(event.leads), *details)]
+    told = [_sentence(lead, main)]
+    told += [_sentence(_ended(detail, _repeatable(lead + detail + "{city}"), rng), main) for detail in details]
+
     templates = rng.sample(topic.asides, _ASIDES_AT_MOST - 1) + rng.sample(ASIDES, 1)
     rng.shuffle(templates)
-    asides = [_sentence(template, cast) for template, cast in zip(templates, others, strict=True)]
     words = sum(len(sentence.split()) for sentence in told)
-    kept: list[str] = []
-    for aside in asides:  # as many as the shortest article needs, then perhaps more
-        if words >= _MIN_WORDS and rng.random() < 0.4:
+    asides: list[str] = []
+    for template, cast in zip(templates, others, strict=True):
+        aside = _sentence(_ended(template, _repeatable(template), rng), cast)
+        length = len(aside.split())
+        is_enough = words + length > _MAX_WORDS or (words >= _MIN_WORDS and rng.random() < 0.4)
+        if asides and is_enough:
             break
-        kept.append(aside)
-        words += len(aside.split())
+        asides.append(aside)
+        words += length
 
     # The main event is told in order; the asides fall anywhere, so the first sentence is often one of them.
-    is_told = [True] * len(told) + [False] * len(kept)
+    is_told = [True] * len(told) + [False] * len(asides)
     rng.shuffle(is_told)
-    in_order, between = iter(told), iter(kept)
+    in_order, between = iter(told), iter(asides)
     text = " ".join(next(in_order) if main_event else next(between) for main_event in is_told)
 
     parts = [part.strip().format(**main) for part in event.headline.split("|")]
@@ -101,6 +106,20 @@ def _casts(rng: random.Random) -> list[dict[str, str]]:
         cast = {kind: names[index] for kind, names in drawn.items()}
         casts.append(cast | {"person": f"{cast['first']} {cast['surname']}", "rival": rival})
     return casts
+
+
+def _repeatable(template: str) -> list[str]:
+    """The kinds of names and numbers in a template that an ending can repeat."""
+    return [kind for kind in ENDINGS if f"{{{kind}}}" in template]
+
+
+def _ended(template: str, kinds: list[str], rng: random.Random) -> str:
+    """The template with an ending that repeats a name or number of one of the kinds.
+
+    Names must recur inside an article: a small model learns to copy from what recurs, and articles where no
+    name came twice would teach it the opposite.
+    """
+    return template.removesuffix(".") + rng.choice(ENDINGS[rng.choice(kinds)]) + "."
 
 
 def _sentence(template: str, cast: Mapping[str, str]) -> str:

@@ -560,3 +560,14 @@ ASIDES = (
     "A cat was found in {city} after {small} days.",
 )
 """Sentences about something else that fit any topic."""
+
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "person": (", said {surname}", ", {surname} told reporters", ", wrote {surname}"),
+    "company": (", said a speaker for {company}", ", {company} wrote", ", according to {company}"),
+    "team": (", said a fan of the {team}", ", the {team} wrote", ", according to the {team}"),
+    "city": (", said the mayor of {city}", ", people in {city} say", ", according to a paper in {city}"),
+    "small": (", and {small} is a lot", ", but {small} is not so many", ", and {small} is no small number"),
+    "hundred": (", and {hundred} is a lot", ", but {hundred} is not so many", ", and {hundred} is no small number"),
+    "big": (", and {big} is a lot", ", but {big} is not so many", ", and {big} is no small number"),
+}
+"""How a sentence may end, by the kind of name or number that the end repeats."""
