@@ -102,8 +102,11 @@ class TextPolicy(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         if head.weight.dtype == torch.float64:
             self.value_head.double()
-        # Eager attention adds its mask to the scores; the others take True for "may look".
-        self._additive_masks = getattr(model.config.get_text_config(), "_attn_implementation", None) == "eager"
+        # Eager attention adds its mask to the scores. The others take True for "may look", but turn it into the
+        # same in every layer: where the scores' type is known it is cheaper done once.
+        eager = getattr(model.config.get_text_config(), "_attn_implementation", None) == "eager"
+        full = precision == "float32" and head.weight.dtype in (torch.float32, torch.float64)
+        self._additive_masks = eager or full
         self.eval()
 
     @property

@@ -37,8 +37,8 @@ def sample_actions(log_probs_NV: Tensor, generator: torch.Generator) -> Tensor:
 class Collector:
     """Plays episodes of a policy in a vector environment.
 
-    Rows whose episode ended get the next prompt at once, while the others go on. When all episodes of the
-    rollout have been started, finished rows are dropped from the batch.
+    Rows whose episode ended are dropped from the batch; as soon as a quarter of the rows is free they get the next
+    prompts, while the others go on.
 
     Args:
         env: a Gymnasium vector environment with `TextGenVectorEnv`'s observations, in
@@ -124,16 +124,25 @@ class Collector:
         prompts = self._draw_prompts(num_episodes // samples_per_prompt, samples_per_prompt, prompt_indices)
         record = _Record(num_episodes, self._capacity)
         decoder = Decoder(self.policy, min(self.env.num_envs, num_episodes), self._capacity)
-        # Slots of the decoder are packed; each plays one environment row.
-        started = min(num_episodes, self.env.num_envs)
-        env_rows = list(range(started))
-        episodes = np.arange(started)  # the episode that each slot plays
+        # The decoder's rows are packed; each plays one row of the environment, and one episode.
+        env_rows: list[int] = []
+        episodes = np.zeros(0, dtype=np.int64)
+        free = list(range(self.env.num_envs))
+        started = 0
         actions_all = np.zeros(self.env.num_envs, dtype=np.int64)
         with decoding(self.policy):
-            prompt_ids = self._reset(env_rows, prompts, 0, first=True)
-            record.start(episodes, prompt_ids)
-            decoder.start(env_rows, prompt_ids)
-            while decoder.num_rows:
+            while decoder.num_rows or started < num_episodes:
+                # A prefill of several rows costs little more than that of one, and a free row costs nothing.
+                if started < num_episodes and len(free) >= min(num_episodes - started, max(1, self.env.num_envs // 4)):
+                    count = min(len(free), num_episodes - started)
+                    rows, free = free[:count], free[count:]
+                    fresh = np.arange(started, started + count)
+                    prompt_ids = self._reset(rows, prompts, started)
+                    decoder.start(list(range(len(env_rows), len(env_rows) + count)), prompt_ids)
+                    record.start(fresh, prompt_ids)
+                    env_rows += rows
+                    episodes = np.concatenate([episodes, fresh])
+                    started += count
                 logits, values = decoder.step()
                 log_probs_NV = torch.log_softmax(logits, dim=-1)
                 actions = logits.argmax(-1) if greedy else sample_actions(log_probs_NV, self.generator)
@@ -143,37 +152,29 @@ class Collector:
                 log_probs = chosen(log_probs_NV, actions)
                 record.step(episodes, actions_all[env_rows], log_probs, values, rewards[env_rows])
                 over = terminated | truncated
+                playing = np.zeros_like(over)
+                playing[env_rows] = True
                 if on_step is not None and not on_step(
                     {
                         "actions": actions_all,
                         "rewards": rewards,
-                        "dones": over,
+                        "dones": over & playing,
                         "infos": infos,
                         "num_running": decoder.num_rows,
                     }
                 ):
                     return None
-                ended = np.flatnonzero(over[env_rows])
-                for slot in ended:
+                for slot in np.flatnonzero(over[env_rows])[::-1]:  # from the back: slot numbers stay valid
                     row = env_rows[slot]
                     record.end(int(episodes[slot]), row_info(infos, row), bool(truncated[row] and not terminated[row]))
-                refill = ended[: num_episodes - started]
-                if len(refill):
-                    rows = [env_rows[slot] for slot in refill]
-                    prompt_ids = self._reset(rows, prompts, started)
-                    over[rows] = False
-                    episodes[refill] = np.arange(started, started + len(refill))
-                    started += len(refill)
-                    record.start(episodes[refill], prompt_ids)
-                    decoder.start(refill.tolist(), prompt_ids)
-                for slot in ended[len(refill) :][::-1]:  # from the back, so that slot numbers stay valid
+                    free.append(row)
                     moved = decoder.drop(int(slot))
                     if moved is not None:
                         env_rows[slot], episodes[slot] = env_rows[moved], episodes[moved]
                     env_rows.pop()
                     episodes = episodes[:-1]
                 if self._native is None and over.any():
-                    # Rows that play no episode any more: ours stay idle, the protocol wants others reset.
+                    # A row that plays no episode: ours stay idle, the protocol wants others reset.
                     self.env.reset(options={"reset_mask": over})
         return self._finish(record, prompts, samples_per_prompt)
 
@@ -191,9 +192,7 @@ class Collector:
             raise ValueError(f"{len(asked)} prompt_indices were given for {count} prompts")
         return np.repeat(np.asarray(asked, dtype=np.int64), samples)
 
-    def _reset(
-        self, rows: list[int], prompts: npt.NDArray[np.int64] | None, start: int, first: bool = False
-    ) -> list[Tensor]:
+    def _reset(self, rows: list[int], prompts: npt.NDArray[np.int64] | None, start: int) -> list[Tensor]:
         """Reset rows for the episodes from ``start`` on; returns their prompts' token ids."""
         options: dict[str, Any] = {}
         if prompts is not None:
@@ -201,8 +200,8 @@ class Collector:
             indices[rows] = prompts[start : start + len(rows)]
             options["prompt_index"] = indices
         mask = np.zeros(self.env.num_envs, dtype=np.bool_)
-        # Rows beyond the rollout are started too where the protocol forbids stepping an ended row.
-        mask[rows if self._native is not None or not first else slice(None)] = True
+        # At first, rows beyond the rollout are started too where the protocol forbids stepping an ended row.
+        mask[slice(None) if self._native is None and start == 0 else rows] = True
         options["reset_mask"] = mask
         observations, _ = self.env.reset(seed=self._env_seed, options=options)
         self._env_seed = None

@@ -15,22 +15,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class _SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, (slots, capacity, heads * head_dim) each: a token is one contiguous write."""
+    """One layer's keys and values, (slots, heads, capacity, head_dim) each: what a head reads is contiguous."""
 
     is_sliding = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads = 0
-        self.head_dims = (0, 0)
-
     def allocate(self, slots: int, capacity: int, key_states: Tensor, value_states: Tensor) -> None:
-        self.heads = key_states.shape[1]
-        self.head_dims = (key_states.shape[-1], value_states.shape[-1])
-        self.keys = key_states.new_zeros((slots, capacity, self.heads * self.head_dims[0]))
-        self.values = value_states.new_zeros((slots, capacity, self.heads * self.head_dims[1]))
+        heads = key_states.shape[1]
+        # Zeros, not garbage: a masked NaN would still be NaN times 0.
+        self.keys = key_states.new_zeros((slots, heads, capacity, key_states.shape[-1]))
+        self.values = value_states.new_zeros((slots, heads, capacity, value_states.shape[-1]))
         self.is_initialized = True
 
     # What the abstract class asks for; `SlotCache` answers these questions itself.
@@ -69,26 +64,27 @@ class SlotCache(Cache):
         super().__init__(layer_class_to_replicate=_SlotLayer)
         self.num_slots = num_slots
         self.capacity = capacity
-        self._write_at = torch.zeros(0, dtype=torch.long)
+        self._slots_M = self._columns_ML = torch.zeros(0, dtype=torch.long)
+        self._write_at: dict[int, Tensor] = {}
         self._read: tuple[int, int] | None = None
 
     def prefill(self, slots_M: Tensor, length: int) -> None:
         """The next forward holds M fresh rows of ``length`` tokens (right-padded), bound for ``slots_M``."""
-        offsets = torch.arange(length, device=slots_M.device)
-        self._write_at = (slots_M[:, None] * self.capacity + offsets).reshape(-1)
-        self._read = None
+        self._slots_M = slots_M
+        self._columns_ML = torch.arange(length, device=slots_M.device).expand(len(slots_M), -1)
+        self._write_at, self._read = {}, None
 
     def decode(self, positions_N: Tensor, span: int) -> None:
         """The next forward holds one token each of the rows 0..N-1, at ``positions_N``, all below ``span``."""
-        starts = torch.arange(len(positions_N), device=positions_N.device) * self.capacity
-        self._write_at = starts + positions_N
-        self._read = (len(positions_N), span)
+        self._slots_M = torch.arange(len(positions_N), device=positions_N.device)
+        self._columns_ML = positions_N[:, None]
+        self._write_at, self._read = {}, (len(positions_N), span)
 
     def copy_slots(self, sources_M: Tensor, targets_M: Tensor, length: int) -> None:
         """Copy the first ``length`` tokens of some slots to others (a shared prompt, or a row that moves up)."""
         for layer in self.layers:
             for states in (layer.keys, layer.values):
-                states[targets_M, :length] = states[sources_M, :length]
+                states[targets_M, :, :length] = states[sources_M, :, :length]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -99,16 +95,22 @@ class SlotCache(Cache):
         layer = self.layers[layer_idx]
         if not layer.is_initialized:
             layer.allocate(self.num_slots, self.capacity, key_states, value_states)
-        read = []
-        for states, new, dim in ((layer.keys, key_states, 0), (layer.values, value_states, 1)):
-            flat = states.view(-1, states.shape[-1])
-            flat.index_copy_(0, self._write_at, new.transpose(1, 2).reshape(-1, states.shape[-1]).to(states.dtype))
-            if self._read is not None:
-                rows, span = self._read
-                read.append(states[:rows, :span].unflatten(-1, (layer.heads, layer.head_dims[dim])).transpose(1, 2))
+        places = self._places(layer.keys.shape[1])
+        for states, new in ((layer.keys, key_states), (layer.values, value_states)):
+            width = states.shape[-1]
+            states.view(-1, width).index_copy_(0, places, new.reshape(-1, width).to(states.dtype))
         if self._read is None:  # a prefill attends to itself alone
             return key_states, value_states
-        return read[0], read[1]
+        rows, span = self._read
+        return layer.keys[:rows, :, :span], layer.values[:rows, :, :span]
+
+    def _places(self, heads: int) -> Tensor:
+        """Where the new states go in the flattened (slots, heads, capacity); the same for all layers of a forward."""
+        if heads not in self._write_at:
+            each_head = torch.arange(heads, device=self._slots_M.device)[:, None]
+            starts_MH1 = (self._slots_M[:, None, None] * heads + each_head) * self.capacity
+            self._write_at[heads] = (starts_MH1 + self._columns_ML[:, None, :]).reshape(-1)
+        return self._write_at[heads]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: a prefill starts at position 0, and a decode step brings its own positions and mask."""
