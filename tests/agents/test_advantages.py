@@ -4,7 +4,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from agents.advantages import explained_variance, gae, masked_mean, whiten
+from agents.advantages import explained_variance, gae, leave_one_out, masked_mean, whiten
 
 
 def rollout(lengths=(5, 1, 8, 3), seed=0, junk=True):
@@ -138,3 +138,23 @@ def test_explained_variance():
     expected = 1 - np.var((returns - noise)[mask].numpy()) / np.var(returns[mask].numpy())
     assert explained_variance(noise, returns, mask) == pytest.approx(expected)
     assert np.isnan(explained_variance(noise, torch.ones_like(returns), mask))
+
+
+def test_leave_one_out_by_hand():
+    returns = torch.tensor([1.0, 10.0, 2.0, 6.0, 30.0])
+    groups = torch.tensor([4, 7, 4, 4, 7])
+    assert leave_one_out(returns, groups).tolist() == [4.0, 30.0, 3.5, 1.5, 10.0]
+
+
+def test_leave_one_out_is_the_scaled_distance_from_the_mean():
+    """A_i = r_i − mean of the others = G / (G − 1) · (r_i − mean)."""
+    returns = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    groups = torch.arange(4)[:, None].expand(4, 5)
+    advantages = returns.flatten() - leave_one_out(returns.flatten(), groups.flatten())
+    expected = 5 / 4 * (returns - returns.mean(-1, keepdim=True))
+    torch.testing.assert_close(advantages.view(4, 5), expected, rtol=0, atol=1e-12)
+
+
+def test_leave_one_out_needs_others():
+    with pytest.raises(ValueError, match="at least two episodes of every prompt"):
+        leave_one_out(torch.ones(3), torch.tensor([0, 0, 1]))

@@ -47,7 +47,7 @@ def test_a_misspelled_option_is_refused_with_the_nearest(name, nearest):
         ),
         ({"kl_coef_per_sequence": -0.1}, "would pay the policy for leaving"),
         ({"kl_coef_per_sequence": 0.0, "kl_target_per_sequence": 3.0}, "0 would stay 0"),
-        ({"prompt_baseline": True}, "samples_per_prompt of at least 2"),
+        ({"prompt_baseline": True, "samples_per_prompt": 2, "gamma": 0.9}, "needs gamma = 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

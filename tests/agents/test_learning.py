@@ -1,0 +1,57 @@
+"""It learns: from random weights, on prompts it sees and on prompts it never saw."""
+
+import itertools
+import random
+
+from agents import PPO
+from agents.rollout import Collector
+from tests.agents.conftest import gpt2_config, make_env, word_tokenizer
+from textgen_env import TextMDP, TextTask
+
+WORDS = "a b c d e f"
+PROMPTS = [" ".join(pair) for pair in itertools.product(WORDS.split(), repeat=2)]
+random.Random(0).shuffle(PROMPTS)
+TASK = TextTask.from_pairs({"train": [(p, p) for p in PROMPTS[7:]], "test": [(p, p) for p in PROMPTS[:7]]}, name="copy")
+TOKENIZER = word_tokenizer(WORDS)
+THRESHOLD = 0.9
+
+
+def copied(prompts, completion_ids):
+    """The fraction of right tokens, where right is the prompt again and then the EOS."""
+    targets = [[*TOKENIZER.encode(prompt), 1] for prompt in prompts]
+    return [
+        sum(a == b for a, b in zip(target, ids, strict=False)) / len(target)
+        for target, ids in zip(targets, completion_ids, strict=True)
+    ]
+
+
+def make_copy_mdp(split):
+    return TextMDP(TASK, copied, TOKENIZER, split=split, max_new_tokens=4)
+
+
+def mean_reward(agent, split, greedy):
+    env = make_env(mdp=make_copy_mdp(split), num_envs=16)
+    count = len(env.mdp.prompts)
+    return float(
+        Collector(env, agent.policy, seed=0).collect(count, prompt_indices=range(count), greedy=greedy).returns_B.mean()
+    )
+
+
+def make_learner(agent_class=PPO, seed=0):
+    return agent_class(
+        gpt2_config(spread=0.1),
+        make_env(mdp=make_copy_mdp("train"), num_envs=32),
+        seed=seed,
+        device="cpu",
+        learning_rate=2e-3,
+        kl_coef_per_sequence=0.0,
+    )
+
+
+def test_ppo_learns_to_copy():
+    agent = make_learner()
+    assert max(mean_reward(agent, "test", greedy) for greedy in (False, True)) < 0.4
+    agent.learn(25_000)
+    rewards = {(split, greedy): mean_reward(agent, split, greedy) for split in ("train", "test") for greedy in (0, 1)}
+    assert min(rewards.values()) >= THRESHOLD, rewards
+    assert agent.generate([f"{a} {b}" for a, b in ("ab", "fc", "dd")], greedy=True) == ["a b", "f c", "d d"]
