@@ -4,6 +4,7 @@ import itertools
 import random
 
 from agents import PPO
+from agents.ppo import PPOBatch
 from agents.rollout import Collector
 from tests.agents.conftest import gpt2_config, make_env, word_tokenizer
 from textgen_env import TextMDP, TextTask
@@ -30,11 +31,13 @@ def make_copy_mdp(split):
 
 
 def mean_reward(agent, split, greedy):
-    env = make_env(mdp=make_copy_mdp(split), num_envs=16)
-    count = len(env.mdp.prompts)
-    return float(
-        Collector(env, agent.policy, seed=0).collect(count, prompt_indices=range(count), greedy=greedy).returns_B.mean()
+    mdp, samples = make_copy_mdp(split), 1 if greedy else 6
+    collector = Collector(make_env(mdp=mdp, num_envs=32), agent.policy, seed=0)
+    count = len(mdp.prompts)
+    episodes = collector.collect(
+        count * samples, samples_per_prompt=samples, prompt_indices=range(count), greedy=greedy
     )
+    return float(episodes.returns_B.mean())
 
 
 def make_learner(agent_class=PPO, seed=0):
@@ -52,6 +55,27 @@ def test_ppo_learns_to_copy():
     agent = make_learner()
     assert max(mean_reward(agent, "test", greedy) for greedy in (False, True)) < 0.4
     agent.learn(25_000)
-    rewards = {(split, greedy): mean_reward(agent, split, greedy) for split in ("train", "test") for greedy in (0, 1)}
+    rewards = {
+        (split, greedy): mean_reward(agent, split, greedy) for split in ("train", "test") for greedy in (False, True)
+    }
     assert min(rewards.values()) >= THRESHOLD, rewards
     assert agent.generate([f"{a} {b}" for a, b in ("ab", "fc", "dd")], greedy=True) == ["a b", "f c", "d d"]
+
+
+class Backwards(PPO):
+    """PPO with the sign of its advantages lost."""
+
+    def prepare(self, trajectories):
+        batch = super().prepare(trajectories)
+        return PPOBatch(batch.trajectories, -batch.advantages_BT, batch.returns_BT)
+
+
+def test_learning_backwards_is_seen():
+    """Must fail, and does so early: what is right becomes rarer."""
+    rewards = {}
+    for kind in (PPO, Backwards):
+        agent = make_learner(kind)
+        agent.learn(5_000)
+        rewards[kind] = mean_reward(agent, "train", greedy=False)
+    assert rewards[Backwards] < 0.1
+    assert rewards[PPO] > 0.4
