@@ -61,6 +61,80 @@ def moved(agent, scale=0.05):
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
+@torch.no_grad()
+def plain_targets(agent, rollout):
+    """Advantages and returns as two lists of numbers an episode, by the recursion in any textbook."""
+    config = agent.config
+    reference, *_ = agent.reference.score_actions(
+        rollout.input_ids_BS, rollout.prompt_lengths_B, rollout.action_mask_BT
+    )
+    advantages, returns = [], []
+    for row, length in enumerate(rollout.lengths_B.tolist()):
+        next_value, running, episode = float(rollout.bootstrap_values_B[row]), 0.0, []
+        for t in reversed(range(length)):
+            kl = float(rollout.log_probs_BT[row, t] - reference[row, t])
+            value = float(rollout.values_BT[row, t])
+            reward = float(rollout.rewards_BT[row, t]) - config.kl_coef_per_sequence * kl
+            running = reward + config.gamma * next_value - value + config.gamma * config.gae_lambda * running
+            episode.append((running, running + value))
+            next_value = value
+        advantages.append([advantage for advantage, _ in reversed(episode)])
+        returns.append([target for _, target in reversed(episode)])
+    return advantages, returns
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_one_update_is_its_equations(whiten):
+    """Every option away from its neutral value, the loss written out token by token."""
+    agent = make_agent(
+        gamma=0.97,
+        gae_lambda=0.9,
+        clip_range=0.1,
+        value_clip_range=0.3,
+        value_coef=0.7,
+        entropy_coef=0.05,
+        kl_coef_per_sequence=0.3,
+        temperature=1.3,
+        whiten_advantages=whiten,
+    )
+    moved(agent, 0.2)
+    rollout = collected(agent)
+    rollout = rollout.replace(bootstrap_values_B=torch.linspace(-1, 1, 12))
+    moved(agent)
+    seen, stats = gradients_of(agent, rollout)
+
+    advantages, returns = plain_targets(agent, rollout)
+    everything = np.concatenate(advantages)
+    if whiten:
+        advantages = [[(a - everything.mean()) / everything.std() for a in episode] for episode in advantages]
+    log_probs, values, entropies = agent.policy.score_actions(
+        rollout.input_ids_BS, rollout.prompt_lengths_B, rollout.action_mask_BT
+    )
+    policy_terms, value_terms, entropy_terms, clipped = [], [], [], []
+    for row, length in enumerate(rollout.lengths_B.tolist()):
+        for t in range(length):
+            ratio = (log_probs[row, t] - rollout.log_probs_BT[row, t]).exp()
+            advantage, target = advantages[row][t], returns[row][t]
+            policy_terms.append(-torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage))
+            old = rollout.values_BT[row, t]
+            near = torch.maximum(torch.minimum(values[row, t], old + 0.3), old - 0.3)
+            value_terms.append(0.5 * torch.maximum((values[row, t] - target) ** 2, (near - target) ** 2))
+            entropy_terms.append(entropies[row, t])
+            clipped += [bool((ratio - 1).abs() > 0.1), bool((values[row, t] - old).abs() > 0.3)]
+    assert 0.1 < np.mean(clipped[::2]) < 0.9
+    assert 0.1 < np.mean(clipped[1::2]) < 0.9
+    policy_loss, critic_loss, bonus = (torch.stack(x).mean() for x in (policy_terms, value_terms, entropy_terms))
+    agent.policy.zero_grad(set_to_none=True)
+    (policy_loss + 0.7 * critic_loss - 0.05 * bonus).backward()
+    expected = gradients(agent.policy)
+    scale = max(float(g.abs().max()) for g in expected.values())
+    assert largest_gap(seen, expected) < 1e-5 * max(scale, 1)
+    assert stats["loss/policy"] == pytest.approx(float(policy_loss.detach()), abs=1e-5)
+    assert stats["loss/value"] == pytest.approx(float(critic_loss.detach()), rel=1e-5)
+    assert stats["entropy"] == pytest.approx(float(bonus.detach()), rel=1e-5)
+    assert stats["policy/clipfrac"] == pytest.approx(np.mean(clipped[::2]), abs=1e-6)
+
+
 OPTIONS = [
     {},
     {"samples_per_prompt": 3, "kl_coef_per_sequence": 0.3, "entropy_coef": 0.1, "value_clip_range": None},
@@ -376,12 +450,12 @@ def test_generate_takes_texts(tmp_path):
 
 def test_a_zip_holds_every_weight_once(tmp_path):
     """Policy, reference and two Adam moments, however the model came in."""
-    model = GPT2LMHeadModel(gpt2_config())
+    model = GPT2LMHeadModel(gpt2_config(layers=8))
     agent = PPO(model, make_env(), seed=0, device="cpu", episodes_per_rollout=4, kl_coef_per_sequence=0.1).learn(1)
     agent.save(tmp_path / "agent.zip")
     size = sum(value.numel() * value.element_size() for value in agent.policy.parameters())
-    assert (tmp_path / "agent.zip").stat().st_size < 4 * size + 150_000
-    assert size > 100_000
+    assert size > 300_000
+    assert (tmp_path / "agent.zip").stat().st_size < 4 * size + 200_000
     assert PPO.load(tmp_path / "agent.zip").generate(["a"], greedy=True) == agent.generate(["a"], greedy=True)
 
 
@@ -544,3 +618,12 @@ def test_a_model_too_small_for_the_environment_is_refused():
 def test_too_few_positions_stop_the_run_with_a_reason():
     with pytest.raises(ValueError, match="the model has 8 positions"):
         PPO(gpt2_config(positions=8), make_env(), device="cpu").learn(1)
+
+
+def test_the_optimiser_is_as_configured():
+    agent = make_agent(learning_rate=None, adam_eps=1e-3)
+    assert agent.learning_rate == 0.04 / 32  # by the model's width
+    agent.learn(1)
+    group = agent.policy.optimizer.param_groups[0]
+    assert (group["lr"], group["eps"]) == (0.04 / 32, 1e-3)
+    assert sum(parameter.numel() for parameter in group["params"]) == sum(p.numel() for p in agent.policy.parameters())
