@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -140,7 +141,8 @@ class TextPolicy(nn.Module):
             position_ids: (B, S) explicit positions.
             select: (N,) indices into the flattened B * S places.
             attention_mask: (B, 1, S, K) True where attention may look; None is plain causal attention, which is
-                all that right-padded sequences need (what comes after a token cannot change it).
+                all that right-padded sequences need (what comes after a token cannot change it), and rows of one
+                length in a decode step.
             cache: written to, and for a decode step read from.
 
         Returns:
@@ -153,7 +155,8 @@ class TextPolicy(nn.Module):
             return (kept[0], *args[1:])
 
         if attention_mask is None:  # said in full: transformers warns of pad ids when it is not told
-            attention_mask = torch.ones_like(input_ids)
+            width = input_ids.shape[1] if cache is None else cache.get_mask_sizes(input_ids.shape[1])[0]
+            attention_mask = input_ids.new_ones((len(input_ids), width))
         elif self._additive_masks:
             allowed, dtype = attention_mask, self.value_head.weight.dtype
             attention_mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
@@ -263,7 +266,7 @@ class Decoder:
         device = policy.device
         self._last_tokens = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._positions = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self._span = 0
+        self._host_positions = np.zeros(num_slots, dtype=np.int64)  # the same, known without asking the device
         self._columns = torch.arange(capacity, device=device)
 
     @torch.no_grad()
@@ -301,17 +304,20 @@ class Decoder:
                 self.cache.copy_slots(sources, targets, context)
         where = torch.tensor(rows, device=device)
         self._last_tokens[where] = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        self._positions[where] = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        self._host_positions[rows] = [len(prompt) - 1 for prompt in prompts]
+        self._positions[where] = torch.from_numpy(self._host_positions[rows]).to(device)
         self.num_rows = max(self.num_rows, max(rows) + 1)
-        self._span = max(self._span, context + 1)
 
     @torch.no_grad()
     def step(self) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) of the next token of the N running rows."""
         count = self.num_rows
         positions = self._positions[:count]
-        mask = (self._columns[: self._span] <= positions[:, None])[:, None, None, :]
-        self.cache.decode(positions, self._span)
+        span = int(self._host_positions[:count].max()) + 1
+        mask = None
+        if self._host_positions[:count].min() + 1 < span:  # rows of one length see all there is
+            mask = (self._columns[:span] <= positions[:, None])[:, None, None, :]
+        self.cache.decode(positions, span)
         return self.policy(
             self._last_tokens[:count, None],
             positions[:, None],
@@ -324,16 +330,17 @@ class Decoder:
         """The tokens chosen for the running rows; the next `step` feeds them."""
         self._last_tokens[: self.num_rows] = tokens_N
         self._positions[: self.num_rows] += 1
-        self._span = min(self._span + 1, self.cache.capacity)
+        self._host_positions[: self.num_rows] += 1
 
     def drop(self, row: int) -> int | None:
         """Stop a row. The last running row moves into its place; returns that row's old number, None if none moved."""
         last = self.num_rows - 1
         if row != last:
             pair = torch.tensor([last, row], device=self._positions.device)
-            self.cache.copy_slots(pair[:1], pair[1:], self._span)
+            self.cache.copy_slots(pair[:1], pair[1:], int(self._host_positions[last]) + 1)
             self._last_tokens[row] = self._last_tokens[last]
             self._positions[row] = self._positions[last]
+            self._host_positions[row] = self._host_positions[last]
         self.num_rows = last
         return None if row == last else last
 

@@ -113,12 +113,12 @@ class SlotCache(Cache):
         return self._write_at[heads]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: a prefill starts at position 0, and a decode step brings its own positions and mask."""
-        return 0
+        """Tokens that stand before the next forward's: none in a prefill, all but one of the span in a decode step."""
+        return 0 if self._read is None else self._read[1] - 1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """What transformers needs to build a prefill's causal mask."""
-        return query_length, 0
+        """Keys that the next forward looks at, and the position of the first: for transformers' own masks."""
+        return self.get_seq_length() + query_length, 0
 
 
 def check_cacheable(model: nn.Module, capacity: int) -> None:
