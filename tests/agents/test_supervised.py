@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -115,3 +117,18 @@ def test_a_fraction_of_an_epoch_is_a_fraction_of_the_steps():
     config = SupervisedConfig(epochs=0.5, batch_size=1)
     supervised_fit(fresh_policy(), make_reference_mdp(), config, on_step=lambda *step: seen.append(step))
     assert len(seen) == 2  # of four pairs
+
+
+def test_the_rate_rises_and_falls(monkeypatch):
+    """A quarter of eight steps up in a line, then half a cosine down."""
+    rates, step = [], torch.optim.AdamW.step
+
+    def watched(optimiser, *args, **kwargs):
+        rates.append(optimiser.param_groups[0]["lr"])
+        return step(optimiser, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    config = SupervisedConfig(epochs=2, batch_size=1, learning_rate=8e-3, warmup=0.25)
+    supervised_fit(fresh_policy(), make_reference_mdp(), config)
+    expected = [4e-3, 8e-3, *(4e-3 * (1 + math.cos(math.pi * step / 6)) for step in range(6))]
+    assert rates == pytest.approx(expected)
