@@ -10,9 +10,9 @@ from textgen_env.registry import register_built_in
 from textgen_env.reward import Reward as Reward
 from textgen_env.reward import RewardError as RewardError
 from textgen_env.reward import dense as dense
-from textgen_env.reward import register_reward as register_reward
-from textgen_env.reward import resolve_reward as resolve_reward
-from textgen_env.reward import reward_names as reward_names
+from textgen_env.reward_registry import register_reward as register_reward
+from textgen_env.reward_registry import resolve_reward as resolve_reward
+from textgen_env.reward_registry import reward_names as reward_names
 from textgen_env.tasks import TextTask as TextTask
 from textgen_env.tokenizer import TextTokenizer as TextTokenizer
 from textgen_env.tokenizer import train_tokenizer as train_tokenizer

@@ -17,7 +17,8 @@ from gymnasium import spaces
 from transformers import PreTrainedTokenizerBase
 
 from textgen_env.lookup import did_you_mean
-from textgen_env.reward import Reward, resolve_reward
+from textgen_env.reward import Reward
+from textgen_env.reward_registry import resolve_reward
 from textgen_env.tasks import TextTask, resolve_task
 from textgen_env.tokenizer import TextTokenizer, train_tokenizer
 from textgen_env.types import Completion, Prompt, Scores, StopReason

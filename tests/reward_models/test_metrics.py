@@ -12,7 +12,7 @@ import pytest
 from rouge_score import rouge_scorer
 
 from reward_models import Rouge
-from textgen_env.reward import RewardError, resolve_reward
+from textgen_env import RewardError, resolve_reward
 from textgen_env.types import Completion, Prompt
 
 PAIRS = [

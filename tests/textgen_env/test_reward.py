@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from textgen_env import reward as reward_module
-from textgen_env.reward import (
+from textgen_env import (
     Reward,
     RewardError,
     dense,
@@ -25,6 +24,7 @@ from textgen_env.reward import (
     resolve_reward,
     reward_names,
 )
+from textgen_env import reward_registry as registry_module
 from textgen_env.types import Completion, Prompt, StopReason
 
 
@@ -73,7 +73,7 @@ def returning(*values: Any, whole: Any = None) -> Reward:
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that a test registers are gone after it."""
-    monkeypatch.setattr(reward_module, "_registry", dict(reward_module._registry))
+    monkeypatch.setattr(registry_module, "_registry", dict(registry_module._registry))
 
 
 # --- what a function is given -----------------------------------------------------------------------------
@@ -512,5 +512,5 @@ def test_errors_pickle() -> None:
 
 
 def test_naming_rewards_imports_none_of_them() -> None:
-    code = "import sys, textgen_env.reward; sys.exit('reward_models' in sys.modules)"
+    code = "import sys, textgen_env.reward_registry; sys.exit('reward_models' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
