@@ -17,6 +17,8 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from transformers import GPT2LMHeadModel
 
 import agents.ppo
@@ -485,6 +487,39 @@ def test_many_things_are_an_environment():
         del gym.registry["test_ppo/Letters-v0"]
     with pytest.raises(TypeError, match="must be a registered id, a Gymnasium environment"):
         make_agent(object())
+
+
+def test_the_vec_env_is_what_sb3_makes_of_single_ones():
+    ours = TextVecEnv(make_env(3, mdp=single_env().mdp))
+    theirs = DummyVecEnv([lambda: Monitor(single_env())] * 3)
+    for env in (ours, theirs):
+        env.seed(5)
+    assert_same_observations(ours.reset(), theirs.reset())
+    generator, ended = np.random.default_rng(0), 0
+    for _ in range(40):
+        actions = generator.integers(8, size=3)
+        observations, rewards, dones, infos = ours.step(actions)
+        expected = theirs.step(actions)
+        assert_same_observations(observations, expected[0])
+        np.testing.assert_array_equal(rewards, expected[1])
+        np.testing.assert_array_equal(dones, expected[2])
+        for info, other in zip(infos, expected[3], strict=True):
+            if "episode" in other:
+                ended += 1
+                assert_same_observations(info["terminal_observation"], other["terminal_observation"])
+                assert info["episode"]["l"] == other["episode"]["l"]
+                assert info["episode"]["r"] == pytest.approx(other["episode"]["r"], abs=1e-5)
+                assert info["TimeLimit.truncated"] is other["TimeLimit.truncated"] is False
+                assert info["text"] == other["text"]
+            else:
+                assert info == {}
+    assert ended > 10
+
+
+def assert_same_observations(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key])
 
 
 class Counter(BaseCallback):
