@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MistralConfig
 
-from agents.policy import Decoder, TextPolicy
+from agents.decoder import Decoder
+from agents.policy import TextPolicy
 from tests.agents.conftest import FAMILIES, VOCAB, make_policy
 
 CAPACITY = 20
@@ -93,6 +94,29 @@ def test_cached_equals_uncached_with_eager_attention(family):
     policy = make_policy(family, attention="eager")
     assert policy.model.config._attn_implementation == "eager"
     assert play_everything(policy).largest_error() < 1e-5  # its softmax is in float32
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_one_length_need_no_mask(family, attention, monkeypatch):
+    """They are alike from the start, then a longer one comes and goes, whose keys must not be seen."""
+    play = Play(make_policy(family, attention=attention))
+    masks = []
+    forward = TextPolicy.forward
+    watched = lambda *args, **kwargs: masks.append(kwargs.get("attention_mask")) or forward(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(TextPolicy, "forward", watched)
+    play.start([0, 1, 2], [play.tokens(3) for _ in range(3)])
+    play.run(2)
+    assert all(mask is None for mask in masks)
+    play.start([3], [play.tokens(11)])
+    play.run(2)
+    assert masks[-1] is not None
+    play.drop(3)
+    play.run(2)
+    assert masks[-1] is None
+    play.drop(0)
+    play.run(2)
+    assert play.largest_error() < (1e-10 if attention == "sdpa" else 1e-5)
 
 
 def test_one_token_prompts_need_no_prefill():
