@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.policy import Decoder, TextPolicy, decoding
+from agents.decoder import Decoder, decoding
+from agents.policy import TextPolicy
 from agents.rollout import sample_actions
 
 

@@ -15,8 +15,9 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from agents.decoder import Decoder, decoding
 from agents.environments import row_info
-from agents.policy import Decoder, TextPolicy, chosen, decoding
+from agents.policy import TextPolicy, chosen
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv
 
