@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+import agents.decoder
+import agents.policy
 import agents.rollout
 from agents.invariants import InvariantError, check_first_rollout
 from tests.agents.conftest import make_agent, make_env
@@ -56,7 +58,7 @@ def test_a_perturbed_sampler_stops_the_run(monkeypatch):
 def test_left_padding_stops_the_run(monkeypatch):
     """The classic: positions that count the padding."""
     agent = make_agent()
-    step = agents.policy.Decoder.step
+    step = agents.decoder.Decoder.step
 
     def late(decoder):
         decoder._positions += 1
@@ -64,7 +66,7 @@ def test_left_padding_stops_the_run(monkeypatch):
         decoder._positions -= 1
         return output
 
-    monkeypatch.setattr(agents.policy.Decoder, "step", late)
+    monkeypatch.setattr(agents.decoder.Decoder, "step", late)
     with pytest.raises(InvariantError, match="sampler"):
         agent.learn(1)
 
