@@ -377,15 +377,18 @@ class TextAlgorithm(BaseAlgorithm):
         Episodes of one prompt stay together (it is encoded once), and alike lengths go together: that keeps
         padding, and so wasted work, small.
         """
+        limit = self.config.micro_batch_tokens
         totals = (trajectories.prompt_lengths_B + trajectories.lengths_B).tolist()
         groups: dict[int, list[int]] = {}
         for row, group in enumerate(trajectories.prompt_groups_B.tolist()):
             groups.setdefault(group, []).append(row)
-        queue = sorted(groups.values(), key=lambda rows: max(totals[row] for row in rows), reverse=True)
+        most = max(1, limit // max(totals))  # a group too large for one forward is shared out
+        pieces = [rows[at : at + most] for rows in groups.values() for at in range(0, len(rows), most)]
+        queue = sorted(pieces, key=lambda rows: max(totals[row] for row in rows), reverse=True)
         batch: list[int] = []
         for rows in queue:
             width = max(totals[row] for row in (batch or rows))
-            if batch and (len(batch) + len(rows)) * width > self.config.micro_batch_tokens:
+            if batch and (len(batch) + len(rows)) * width > limit:
                 yield torch.tensor(batch), trajectories.select(batch)
                 batch = []
             batch = batch + rows

@@ -67,6 +67,7 @@ class Collector:
         self.shuffle = np.random.default_rng(shuffle_seed)
         """For whoever learns from the episodes: the order of minibatches."""
         self._prompt_queue: list[int] = []
+        self._decoder: Decoder | None = None
         self._env_seed: int | None = env_seed
         inner = env.unwrapped
         # Only our own environment, unwrapped, may be asked for more than the Gymnasium protocol promises.
@@ -124,7 +125,7 @@ class Collector:
             )
         prompts = self._draw_prompts(num_episodes // samples_per_prompt, samples_per_prompt, prompt_indices)
         record = _Record(num_episodes, self._capacity)
-        decoder = Decoder(self.policy, min(self.env.num_envs, num_episodes), self._capacity)
+        decoder = self._ready_decoder(min(self.env.num_envs, num_episodes))
         # The decoder's rows are packed; each plays one row of the environment, and one episode.
         env_rows: list[int] = []
         episodes = np.zeros(0, dtype=np.int64)
@@ -178,6 +179,13 @@ class Collector:
                     # A row that plays no episode: ours stay idle, the protocol wants others reset.
                     self.env.reset(options={"reset_mask": over})
         return self._finish(record, prompts, samples_per_prompt)
+
+    def _ready_decoder(self, rows: int) -> Decoder:
+        """The decoder of the last rollout, empty: its memory is worth keeping."""
+        if self._decoder is None or self._decoder.cache.num_slots < rows:
+            self._decoder = Decoder(self.policy, rows, self._capacity)
+        self._decoder.num_rows = 0
+        return self._decoder
 
     def _draw_prompts(self, count: int, samples: int, asked: Sequence[int] | None) -> npt.NDArray[np.int64] | None:
         """Prompt index of every episode; None where the environment draws its own."""
