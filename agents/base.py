@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from agents.callbacks import TokenProgressBar
 from agents.config import AlgorithmConfig, make_config
 from agents.environments import TextVecEnv, as_vector_env
+from agents.generation import generate
 from agents.invariants import check_first_rollout
 from agents.policy import ModelSource, TextPolicy, load_model
 from agents.prediction import predict
 from agents.rollout import Collector
 from agents.trajectories import Trajectories
-from textgen_env import Prompt, TextGenVectorEnv, TextMDP, TextTask
+from textgen_env import TextGenVectorEnv, TextMDP
 
 
 class TextAlgorithm(BaseAlgorithm):
@@ -195,7 +196,7 @@ class TextAlgorithm(BaseAlgorithm):
         return (names if self.reference is None else [*names, "reference"]), []
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "collector", "reference"]
+        return [*super()._excluded_save_params(), "collector", "reference", "_own_generator"]
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write everything a later `load` needs to go on: weights, optimiser, reference, options, generators."""
@@ -244,26 +245,16 @@ class TextAlgorithm(BaseAlgorithm):
         Raises:
             RuntimeError: the agent was loaded without knowing a tokenizer.
         """
-        if isinstance(prompts, str):
-            raise TypeError("prompts must be a list of texts, not one text: generate([text])")
         if self.tokenizer is None:
             raise RuntimeError("the agent knows no tokenizer: load it with env=")
-        if not prompts:
-            return []
-        lengths = [len(self.tokenizer.encode_prompt(prompt)) for prompt in prompts]
-        task = TextTask("generate", {"train": tuple(Prompt(prompt) for prompt in prompts)})
-        mdp = TextMDP(
-            task,
-            _no_reward,
+        return generate(
+            self.policy,
             self.tokenizer,
-            max_prompt_tokens=max(lengths),
+            prompts,
             max_new_tokens=max_new_tokens or self.max_new_tokens,
+            greedy=greedy,
+            seed=self.seed if seed is None else seed,
         )
-        env = TextGenVectorEnv(min(len(prompts), 64), mdp=mdp, autoreset_mode="Disabled", defer_scoring=True)
-        collector = Collector(env, self.policy, seed=self.seed if seed is None else seed)
-        episodes = collector.collect(len(prompts), prompt_indices=range(len(prompts)), greedy=greedy)
-        assert episodes is not None
-        return [completion.text for completion in episodes.completions]
 
     # ---------------------------------------------------------------- learning
 
@@ -314,6 +305,9 @@ class TextAlgorithm(BaseAlgorithm):
             self.logger.record("time/update_seconds", finished - collected)
             self.logger.record("time/tokens_per_second", trajectories.num_tokens / (finished - started))
             if self._iteration % log_interval == 0:
+                assert self.ep_info_buffer is not None
+                self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
+                self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
                 self.logger.record("time/iterations", self._iteration)
                 self.logger.record("time/episodes", self._episode_num)
                 self.logger.record("num_tokens", self.num_timesteps)
@@ -364,42 +358,12 @@ class TextAlgorithm(BaseAlgorithm):
 
     # ---------------------------------------------------------------- shared machinery of the updates
 
-    def minibatches(self, trajectories: Trajectories, count: int) -> Iterator[Tensor]:
-        """Shuffle the episodes into ``count`` sets of rows; episodes of one prompt stay together."""
-        groups = int(trajectories.prompt_groups_B.max()) + 1
-        order = torch.from_numpy(self.collector.shuffle.permutation(groups)).to(trajectories.prompt_groups_B.device)
-        for chosen in order.tensor_split(count):
-            yield torch.isin(trajectories.prompt_groups_B, chosen).nonzero().squeeze(-1).cpu()
-
-    def micro_batches(self, trajectories: Trajectories) -> Iterator[tuple[Tensor, Trajectories]]:
-        """Split episodes into forwards of at most ``micro_batch_tokens``; yields their row numbers, and them.
-
-        Episodes of one prompt stay together (it is encoded once), and alike lengths go together: that keeps
-        padding, and so wasted work, small.
-        """
-        limit = self.config.micro_batch_tokens
-        totals = (trajectories.prompt_lengths_B + trajectories.lengths_B).tolist()
-        groups: dict[int, list[int]] = {}
-        for row, group in enumerate(trajectories.prompt_groups_B.tolist()):
-            groups.setdefault(group, []).append(row)
-        most = max(1, limit // max(totals))  # a group too large for one forward is shared out
-        pieces = [rows[at : at + most] for rows in groups.values() for at in range(0, len(rows), most)]
-        queue = sorted(pieces, key=lambda rows: max(totals[row] for row in rows), reverse=True)
-        batch: list[int] = []
-        for rows in queue:
-            width = max(totals[row] for row in (batch or rows))
-            if batch and (len(batch) + len(rows)) * width > limit:
-                yield torch.tensor(batch), trajectories.select(batch)
-                batch = []
-            batch = batch + rows
-        yield torch.tensor(batch), trajectories.select(batch)
-
     @torch.no_grad()
     def rescore(self, policy: TextPolicy, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
         """``log_probs_BT`` and ``values_BT`` of the episodes' actions under ``policy``, by full forwards."""
         log_probs_BT = torch.zeros_like(trajectories.log_probs_BT)
         values_BT = torch.zeros_like(trajectories.values_BT)
-        for rows, part in self.micro_batches(trajectories):
+        for rows, part in trajectories.micro_batches(self.config.micro_batch_tokens):
             scored, values, _ = policy.score_actions(
                 part.input_ids_BS,
                 part.prompt_lengths_B,
@@ -430,10 +394,6 @@ def _linear(rate: float, progress_remaining: float) -> float:
 
 def _constant(rate: float, progress_remaining: float) -> float:
     return rate
-
-
-def _no_reward(completions: list[str], **_: Any) -> list[float]:
-    return [0.0] * len(completions)
 
 
 def _tokenizer_beside(source: Any) -> str | Path | None:

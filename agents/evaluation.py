@@ -220,7 +220,7 @@ def _entropy_and_log_ratios(agent: TextAlgorithm, played: Trajectories) -> tuple
     """Mean entropy a token, and ``log π − log π_ref`` of each completion where there is a reference."""
     log_probs_BT = torch.zeros_like(played.log_probs_BT)
     total = 0.0
-    for rows, part in agent.micro_batches(played):
+    for rows, part in played.micro_batches(agent.config.micro_batch_tokens):
         # Both sides of the ratio by the same full forward: the sampler's cached one rounds differently in bf16.
         scored_BT, _, entropies_BT = agent.policy.score_actions(
             part.input_ids_BS, part.prompt_lengths_B, part.action_mask_BT, groups_B=part.prompt_groups_B

@@ -76,7 +76,7 @@ class PPO(TextAlgorithm):
         batch = self.prepare(trajectories)
         diagnostics: dict[str, list[float]] = defaultdict(list)
         for _epoch in range(self.config.epochs):
-            for rows in self.minibatches(trajectories, self.config.minibatches):
+            for rows in trajectories.minibatches(self.config.minibatches, self.collector.shuffle):
                 stats = self.accumulate_gradients(batch, rows)
                 if self.config.target_kl is not None and stats["policy/approxkl"] > self.config.target_kl:
                     self.policy.optimizer.zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ class PPO(TextAlgorithm):
         minibatch = batch.trajectories.select(rows)
         count = minibatch.num_tokens
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.policy.device))
-        for micro_rows, part in self.micro_batches(minibatch):
+        for micro_rows, part in minibatch.micro_batches(config.micro_batch_tokens):
             at = rows[micro_rows]
             mask_BT = part.action_mask_BT
             advantages_BT = batch.advantages_BT[at, : mask_BT.shape[1]]

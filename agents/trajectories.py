@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,3 +81,32 @@ class Trajectories:
     def replace(self, **tensors: Tensor) -> Trajectories:
         """A copy with some fields exchanged."""
         return replace(self, **tensors)  # type: ignore[arg-type]
+
+    def minibatches(self, count: int, generator: np.random.Generator) -> Iterator[Tensor]:
+        """Shuffle the episodes into ``count`` sets of row numbers; episodes of one prompt stay together."""
+        groups = int(self.prompt_groups_B.max()) + 1
+        order = torch.from_numpy(generator.permutation(groups)).to(self.prompt_groups_B.device)
+        for chosen in order.tensor_split(count):
+            yield torch.isin(self.prompt_groups_B, chosen).nonzero().squeeze(-1).cpu()
+
+    def micro_batches(self, max_tokens: int) -> Iterator[tuple[Tensor, Trajectories]]:
+        """Split into forwards of at most ``max_tokens``, padding included; yields row numbers, and the episodes.
+
+        Episodes of one prompt stay together where they fit (it is encoded once), and alike lengths go together:
+        that keeps padding, and so wasted work, small. An episode longer than ``max_tokens`` goes alone.
+        """
+        totals = (self.prompt_lengths_B + self.lengths_B).tolist()
+        groups: dict[int, list[int]] = {}
+        for row, group in enumerate(self.prompt_groups_B.tolist()):
+            groups.setdefault(group, []).append(row)
+        most = max(1, max_tokens // max(totals))
+        pieces = [rows[at : at + most] for rows in groups.values() for at in range(0, len(rows), most)]
+        pieces.sort(key=lambda rows: max(totals[row] for row in rows), reverse=True)
+        batch: list[int] = []
+        for rows in pieces:
+            width = max(totals[row] for row in (batch or rows))
+            if batch and (len(batch) + len(rows)) * width > max_tokens:
+                yield torch.tensor(batch), self.select(batch)
+                batch = []
+            batch = batch + rows
+        yield torch.tensor(batch), self.select(batch)

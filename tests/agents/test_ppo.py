@@ -149,10 +149,10 @@ def test_micro_batches_do_not_change_the_gradient(options):
     rollout = collected(whole)
     moved(whole)
     expected, expected_stats = gradients_of(whole, rollout)
-    assert sum(1 for _ in whole.micro_batches(rollout)) == 1
+    assert sum(1 for _ in rollout.micro_batches(whole.config.micro_batch_tokens)) == 1
     for tokens in (1, 40):
         whole.config.micro_batch_tokens = tokens
-        assert sum(1 for _ in whole.micro_batches(rollout)) >= 3
+        assert sum(1 for _ in rollout.micro_batches(whole.config.micro_batch_tokens)) >= 3
         seen, stats = gradients_of(whole, rollout)
         scale = max(float(g.abs().max()) for g in expected.values())
         assert largest_gap(seen, expected) < 1e-6 * max(scale, 1)
@@ -176,7 +176,7 @@ def test_means_of_micro_batch_means_are_seen(monkeypatch):
 def test_micro_batches_cover_every_episode_once(samples, tokens):
     agent = make_agent(samples_per_prompt=samples, micro_batch_tokens=tokens)
     rollout = collected(agent)
-    parts = list(agent.micro_batches(rollout))
+    parts = list(rollout.micro_batches(agent.config.micro_batch_tokens))
     assert sorted(row for rows, _ in parts for row in rows.tolist()) == list(range(12))
     for rows, part in parts:
         assert [info["completion"] for info in part.infos] == [rollout.infos[row]["completion"] for row in rows]
@@ -190,7 +190,7 @@ def test_micro_batches_cover_every_episode_once(samples, tokens):
 def test_minibatches_deal_out_every_episode_once(samples, count):
     agent = make_agent(samples_per_prompt=samples, minibatches=count)
     rollout = collected(agent)
-    epochs = [list(agent.minibatches(rollout, count)) for _ in range(2)]
+    epochs = [list(rollout.minibatches(count, agent.collector.shuffle)) for _ in range(2)]
     for epoch in epochs:
         assert len(epoch) == count
         assert sorted(row for rows in epoch for row in rows.tolist()) == list(range(12))
