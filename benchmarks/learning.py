@@ -172,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.experiment == "endings" and not (args.data and args.model):
         parser.error("endings needs --data and --model")
     torch.set_num_threads(args.threads)
+    found = circumstances("cpu")
     results: list[SeedResult] = []
     for seed in range(args.seeds):
         result = EXPERIMENTS[args.experiment](seed, args)
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
             report = {
                 "experiment": args.experiment,
                 "options": options,
-                "circumstances": circumstances("cpu"),
+                "circumstances": found,
                 "summary": summary(results),
                 "seeds": [asdict(result) for result in results],
             }
