@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
+from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
@@ -49,6 +49,7 @@ class TextAlgorithm(BaseAlgorithm):
     config_class: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     config: AlgorithmConfig
     policy: TextPolicy  # type: ignore[assignment]
+    learning_rate: float
     reference: TextPolicy | None
     collector: Collector
 
@@ -131,8 +132,6 @@ class TextAlgorithm(BaseAlgorithm):
         width = model.get_output_embeddings().weight.shape[1]
         rate = self.config.learning_rate
         self.learning_rate = 0.04 / width if rate is None else rate
-        linear = self.config.learning_rate_schedule == "linear"
-        self.lr_schedule = functools.partial(_linear if linear else _constant, self.learning_rate)
         self.policy.optimizer = torch.optim.Adam(
             [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.learning_rate,
@@ -375,6 +374,15 @@ class TextAlgorithm(BaseAlgorithm):
             values_BT[rows, : scored.shape[1]] = values
         return log_probs_BT, values_BT
 
+    def _update_learning_rate(self, optimizers: torch.optim.Optimizer) -> None:  # type: ignore[override]
+        """The step size of the coming update: a warm-up by updates, then the schedule over the run's tokens."""
+        # Adam's first steps move every weight by the full rate, whatever its gradient: enough to undo a warm start.
+        rate = self.learning_rate * min(1.0, (self._iteration + 1) / self.config.warmup_updates)
+        if self.config.learning_rate_schedule == "linear":
+            rate *= self._current_progress_remaining
+        self.logger.record("train/learning_rate", rate)
+        update_learning_rate(optimizers, rate)
+
     def optimiser_step(self) -> float:
         """Clip the accumulated gradients and step; returns their norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
@@ -386,14 +394,6 @@ class TextAlgorithm(BaseAlgorithm):
         self.policy.optimizer.zero_grad(set_to_none=True)
         self._n_updates += 1
         return float(norm)
-
-
-def _linear(rate: float, progress_remaining: float) -> float:
-    return rate * progress_remaining
-
-
-def _constant(rate: float, progress_remaining: float) -> float:
-    return rate
 
 
 def _tokenizer_beside(source: Any) -> str | Path | None:

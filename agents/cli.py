@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from transformers.utils import logging as transformers_logging
 from agents.algorithms import ALGORITHMS, find_algorithm
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, make_config
+from agents.document import Texts
 from agents.evaluation import evaluate, on_split
 from agents.invariants import InvariantError
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
-from agents.report import measures_table
+from agents.report import measures_table, sample_texts
 from agents.run_folder import find_run, write_json
 from agents.saved import load_saved, open_saved
 from agents.settings import RunSettings, environment_ids, make_mdp
@@ -190,11 +192,13 @@ def _train(arguments: argparse.Namespace) -> int:
         on_stage=None if quiet else lambda stage, detail: print(f"{stage:<12} {detail}", flush=True),
     )
     if result.before:
-        print(_aligned(measures_table({"before": result.before, "after": result.after})))
+        found = {"before": result.before, "after": result.after}
+        print(f"\n{_aligned(measures_table(found))}\n")
+        print("\n\n".join(_labelled(block) for block in sample_texts(found) if isinstance(block, Texts)), end="\n\n")
     if result.interrupted:
         print(f"interrupted; go on with: textgen train --resume {result.folder}")
         return 130
-    print(f"report: {result.folder / 'report.html'}")
+    print(f"curves: {result.folder / 'curves.png'}\nreport: {result.folder / 'report.html'}")
     return 0
 
 
@@ -273,6 +277,15 @@ def _list(arguments: argparse.Namespace) -> int:
     for name, (kind, _) in ALGORITHMS.items():
         print(f"  {name:<12} {(kind.__doc__ or '').strip().splitlines()[0]}")
     return 0
+
+
+def _labelled(texts: Texts) -> str:
+    """Each text on a line of its own behind its label, long ones folded."""
+    width = max(len(label) for label, _ in texts.items) + 2
+    return "\n".join(
+        textwrap.fill(text, 110, initial_indent=label.ljust(width), subsequent_indent=" " * width)
+        for label, text in texts.items
+    )
 
 
 def _aligned(table: Any) -> str:

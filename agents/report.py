@@ -28,7 +28,7 @@ def write_report(folder: RunFolder) -> None:
         *_summary(json.loads(folder.config.read_text(encoding="utf-8")), results, found),
         Heading("Learning curves"),
         Picture(picture, "Reward, KL, length and entropy over tokens"),
-        *_texts(found),
+        *sample_texts(found),
         *_settings(json.loads(folder.config.read_text(encoding="utf-8"))),
     ]
     (folder.path / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
@@ -115,7 +115,8 @@ def _verdict(found: Found, kind: str) -> str:
     return f"{sentence}."
 
 
-def _texts(found: Found) -> Iterator[Block]:
+def sample_texts(found: Found) -> Iterator[Block]:
+    """A few prompts with their completions before and after."""
     if not found["before"]:
         return
     yield Heading("Texts")
