@@ -375,11 +375,9 @@ class TextAlgorithm(BaseAlgorithm):
         return log_probs_BT, values_BT
 
     def _update_learning_rate(self, optimizers: torch.optim.Optimizer) -> None:  # type: ignore[override]
-        """The step size of the coming update: a warm-up by updates, then the schedule over the run's tokens."""
-        # Adam's first steps move every weight by the full rate, whatever its gradient: enough to undo a warm start.
-        rate = self.learning_rate * min(1.0, (self._iteration + 1) / self.config.warmup_updates)
-        if self.config.learning_rate_schedule == "linear":
-            rate *= self._current_progress_remaining
+        """The step size of the coming update: constant, or falling with the run's tokens."""
+        linear = self.config.learning_rate_schedule == "linear"
+        rate = self.learning_rate * (self._current_progress_remaining if linear else 1.0)
         self.logger.record("train/learning_rate", rate)
         update_learning_rate(optimizers, rate)
 

@@ -25,7 +25,6 @@ class AlgorithmConfig:
         None, "Adam's step size; by default 0.04 / hidden width of the model (3e-4 at 128, 5e-5 at 768)"
     )
     learning_rate_schedule: Literal["constant", "linear"] = option("linear", "linear falls to 0 over the run")
-    warmup_updates: int = option(10, "updates over which the learning rate rises to its full size; 1 is none")
     num_envs: int = option(32, "rows decoded at once, where the environment does not say")
     episodes_per_rollout: int = option(128, "episodes started, and played to their end, before each update")
     samples_per_prompt: int = option(1, "episodes that share a prompt")
@@ -41,7 +40,6 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         positive = (
-            "warmup_updates",
             "num_envs",
             "episodes_per_rollout",
             "samples_per_prompt",

@@ -334,7 +334,7 @@ def test_the_linear_schedule_falls_and_never_below_zero():
         def _on_rollout_start(self):
             seen.append(self.model.policy.optimizer.param_groups[0]["lr"])
 
-    agent = make_agent(learning_rate_schedule="linear", learning_rate=0.01, warmup_updates=1)
+    agent = make_agent(learning_rate_schedule="linear", learning_rate=0.01)
     agent.learn(200, callback=Watch())
     rates = [*seen[1:], agent.policy.optimizer.param_groups[0]["lr"]]
     assert len(rates) >= 3
@@ -342,20 +342,6 @@ def test_the_linear_schedule_falls_and_never_below_zero():
     assert all(later < earlier for earlier, later in pairwise(rates))
     assert rates[-1] > 0
     assert agent.num_timesteps > 200  # although the last rollout ran over
-
-
-def test_the_learning_rate_warms_up_over_updates_and_a_resumed_run_does_not_start_again(tmp_path):
-    agent = make_agent(learning_rate_schedule="constant", learning_rate=0.01, warmup_updates=3)
-    rates = []
-    for _ in range(2):
-        agent.learn(1, reset_num_timesteps=False)
-        rates.append(agent.policy.optimizer.param_groups[0]["lr"])
-    agent.save(tmp_path / "agent.zip")
-    agent = type(agent).load(tmp_path / "agent.zip", env=agent.env)
-    for _ in range(2):
-        agent.learn(1, reset_num_timesteps=False)
-        rates.append(agent.policy.optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -670,7 +656,7 @@ def test_too_few_positions_stop_the_run_with_a_reason():
 
 
 def test_the_optimiser_is_as_configured():
-    agent = make_agent(learning_rate=None, adam_eps=1e-3, warmup_updates=1)
+    agent = make_agent(learning_rate=None, adam_eps=1e-3)
     assert agent.learning_rate == 0.04 / 32  # by the model's width
     agent.learn(1)
     group = agent.policy.optimizer.param_groups[0]
