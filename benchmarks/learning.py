@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ def news_summary(seed: int, args: argparse.Namespace) -> SeedResult:
     train = TextMDP("textgen_env.tasks:news_summary", "rouge_l", max_prompt_tokens=160, max_new_tokens=24)
     held_out = on_split(train, "validation")
     model = small_gpt2(train.tokenizer, positions=184, layers=2, width=128, heads=4)
-    agent = PPO(model, TextGenVectorEnv(SETTINGS.num_envs, mdp=train), SETTINGS, seed=seed)
+    settings = dataclasses.replace(SETTINGS, precision=args.precision)
+    agent = PPO(model, TextGenVectorEnv(settings.num_envs, mdp=train), settings, seed=seed)
     began = time.process_time()
     supervised_fit(agent.policy, train, SupervisedConfig(epochs=args.warm_start_epochs), seed=seed)
     agent.refresh_reference()
@@ -86,7 +88,7 @@ def endings(seed: int, args: argparse.Namespace) -> SeedResult:
     train = TextMDP(task, "rouge_l", args.model, max_new_tokens=40)
     held_out = on_split(train, "validation")
     # ROUGE-L of free story endings moves between .05 and .15: a nat must cost accordingly less than a headline's.
-    settings = dataclasses.replace(SETTINGS, kl_coef_per_sequence=0.002, learning_rate=5e-4)
+    settings = dataclasses.replace(SETTINGS, kl_coef_per_sequence=0.002, learning_rate=5e-4, precision=args.precision)
     agent = PPO(args.model, TextGenVectorEnv(settings.num_envs, mdp=train), settings, seed=seed)
     return _learn(agent, held_out, args, 0.0)
 
@@ -140,6 +142,13 @@ def _gain(before: Evaluation, after: Evaluation) -> Gain:
     return Gain(before.mean, after.mean, float(differences.mean()), (float(low), float(high)))
 
 
+def _published(result: SeedResult, *, with_texts: bool) -> dict[str, Any]:
+    figures = asdict(result)
+    if not with_texts:
+        del figures["examples"]
+    return figures
+
+
 def over_seeds(values: list[float]) -> tuple[float, float]:
     """Mean over seeds and the half-width of Student's 95 % interval (NaN for one seed)."""
     quantiles = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -166,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=400, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--data", help="endings: a JSON-lines file with the fields context and ending")
     parser.add_argument("--model", help="endings: the pretrained model's folder")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args(argv)
@@ -193,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
                 "options": options,
                 "circumstances": found,
                 "summary": summary(results),
-                "seeds": [asdict(result) for result in results],
+                # A user's data is not written down: only a generated task's texts are.
+                "seeds": [_published(result, with_texts=not args.data) for result in results],
             }
             args.json.write_text(json.dumps(report, indent=1) + "\n")
     for name, (mean, half) in summary(results).items():
