@@ -267,6 +267,6 @@ PEERS = (
         trl_grpo,
         ("trl", "datasets"),
         1,
-        "TRL's has neither critic nor reference, ours has both; eight samples a prompt in both",
+        "no reference in either, as is TRL's default; ours has a critic; eight samples a prompt in both",
     ),
 )
