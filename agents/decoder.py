@@ -81,10 +81,9 @@ class Decoder:
         count = self.num_rows
         positions = self._positions[:count]
         span = int(self._host_positions[:count].max()) + 1
-        mask = None
-        if self._host_positions[:count].min() + 1 < span:  # rows of one length see all there is
-            mask = (self._columns[:span] <= positions[:, None])[:, None, None, :]
-        self.cache.decode(positions, span)
+        alike = int(self._host_positions[:count].min()) + 1 == span  # rows of one length see all there is
+        mask = None if alike else (self._columns[:span] <= positions[:, None])[:, None, None, :]
+        self.cache.decode(positions, span, alike=alike)
         return self.policy(
             self._last_tokens[:count, None],
             positions[:, None],

@@ -67,15 +67,20 @@ class SlotCache(Cache):
         self._slots_M = self._columns_ML = torch.zeros(0, dtype=torch.long)
         self._write_at: dict[int, Tensor] = {}
         self._read: tuple[int, int] | None = None
+        self._column: int | None = None
 
     def prefill(self, slots_M: Tensor, length: int) -> None:
         """The next forward holds M fresh rows of ``length`` tokens (right-padded), bound for ``slots_M``."""
         self._slots_M = slots_M
         self._columns_ML = torch.arange(length, device=slots_M.device).expand(len(slots_M), -1)
-        self._write_at, self._read = {}, None
+        self._write_at, self._read, self._column = {}, None, None
 
-    def decode(self, positions_N: Tensor, span: int) -> None:
-        """The next forward holds one token each of the rows 0..N-1, at ``positions_N``, all below ``span``."""
+    def decode(self, positions_N: Tensor, span: int, *, alike: bool = False) -> None:
+        """The next forward holds one token each of the rows 0..N-1, at ``positions_N``, all below ``span``.
+
+        ``alike`` says that all stand at ``span - 1``: a whole column is then written at once.
+        """
+        self._column = span - 1 if alike else None
         self._slots_M = torch.arange(len(positions_N), device=positions_N.device)
         self._columns_ML = positions_N[:, None]
         self._write_at, self._read = {}, (len(positions_N), span)
@@ -95,10 +100,12 @@ class SlotCache(Cache):
         layer = self.layers[layer_idx]
         if not layer.is_initialized:
             layer.allocate(self.num_slots, self.capacity, key_states, value_states)
-        places = self._places(layer.keys.shape[1])
         for states, new in ((layer.keys, key_states), (layer.values, value_states)):
-            width = states.shape[-1]
-            states.view(-1, width).index_copy_(0, places, new.reshape(-1, width).to(states.dtype))
+            if self._column is not None:
+                states[: len(new), :, self._column] = new[:, :, 0]
+            else:
+                places, width = self._places(states.shape[1]), states.shape[-1]
+                states.view(-1, width).index_copy_(0, places, new.reshape(-1, width).to(states.dtype))
         if self._read is None:  # a prefill attends to itself alone
             return key_states, value_states
         rows, span = self._read
