@@ -15,16 +15,24 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedModel
 
 from agents.callbacks import TokenProgressBar
-from agents.config import AlgorithmConfig, make_config
+from agents.config import AlgorithmConfig, make_config, scheduled
 from agents.environments import TextVecEnv, as_vector_env
 from agents.generation import generate
 from agents.invariants import check_first_rollout
-from agents.policy import ModelSource, TextPolicy, load_model
+from agents.model_source import (
+    ModelSource,
+    blueprint,
+    check_tokenizer,
+    from_blueprint,
+    load_model,
+    tokenizer_beside,
+)
+from agents.policy import TextPolicy
 from agents.prediction import predict
-from agents.rollout import Collector
+from agents.rollout import ActionRule, Collector
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv, TextMDP
 
@@ -70,7 +78,7 @@ class TextAlgorithm(BaseAlgorithm):
         self.config = make_config(self.config_class, config, overrides)
         named = isinstance(policy, (str, Path))
         if env is not None:
-            tokenizer = _tokenizer_beside(policy) if named and isinstance(env, str) else None
+            tokenizer = tokenizer_beside(policy) if named and isinstance(env, str) else None
             env = TextVecEnv(as_vector_env(env, self.config.num_envs, tokenizer))
         super().__init__(
             policy=TextPolicy,  # type: ignore[arg-type]
@@ -85,14 +93,14 @@ class TextAlgorithm(BaseAlgorithm):
         )
         self._iteration = 0
         self._source: Any = policy
-        self._model_config: dict[str, Any] | None = None
+        self._blueprint: dict[str, Any] | None = None
         self._sampler_state: Any = None
         mdp = self._mdp
         self.tokenizer = None if mdp is None else mdp.tokenizer
         self.max_new_tokens = 64 if mdp is None else mdp.max_new_tokens
         if _init_setup_model:
-            if named:
-                self._check_tokenizer(policy)
+            if named and self.tokenizer is not None:
+                check_tokenizer(policy, self.tokenizer)
             self._setup_model()
 
     # ---------------------------------------------------------------- construction
@@ -103,32 +111,17 @@ class TextAlgorithm(BaseAlgorithm):
         inner = self.env.vector_env.unwrapped if isinstance(self.env, TextVecEnv) else None
         return getattr(inner, "mdp", None)
 
-    def _check_tokenizer(self, source: Any) -> None:
-        """A named model comes with a tokenizer: the environment must speak it."""
-        beside = _tokenizer_beside(source)
-        if beside is None or self.tokenizer is None:
-            return
-        own = AutoTokenizer.from_pretrained(str(beside)).get_vocab()
-        if own != self.tokenizer.hf.get_vocab():
-            raise ValueError(
-                f"model '{source}' has a tokenizer of {len(own)} tokens, the environment speaks another one of "
-                f"{self.tokenizer.vocab_size}: make the environment with tokenizer='{source}'"
-            )
-
     def _setup_model(self) -> None:
         vocab_size = int(self.action_space.n)  # type: ignore[attr-defined]
-        if self._model_config is not None:  # being loaded: the weights follow, nothing is downloaded
-            kwargs = dict(self._model_config)
-            model = load_model(AutoConfig.for_model(kwargs.pop("model_type"), **kwargs))
+        if self._blueprint is not None:  # being loaded: the weights follow, nothing is downloaded
+            model = from_blueprint(self._blueprint)
         else:
             model = load_model(self._source, self.seed)
             self._source = None  # not kept: a model object would be saved twice
-            self._model_config = _plain_config(model.config)
+            self._blueprint = blueprint(model)
         # The invariants of an earlier run hold for a loaded agent too; its reference no longer equals its policy.
         self._reference_is_copy = self.num_timesteps == 0
-        self.policy = TextPolicy(
-            model, vocab_size, temperature=self.config.temperature, precision=self.config.precision
-        ).to(self.device)
+        self.policy = self._make_policy(model, vocab_size).to(self.device)
         width = model.get_output_embeddings().weight.shape[1]
         rate = self.config.learning_rate
         self.learning_rate = 0.04 / width if rate is None else rate
@@ -140,6 +133,16 @@ class TextAlgorithm(BaseAlgorithm):
         self.reference = self._make_reference()
         if self.env is not None:
             self._setup_collector()
+
+    def _make_policy(self, model: PreTrainedModel, vocab_size: int) -> TextPolicy:
+        """The heads that the algorithm needs on the model."""
+        return TextPolicy(
+            model,
+            vocab_size,
+            temperature=self.config.temperature,
+            precision=self.config.precision,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+        )
 
     def _setup_collector(self) -> None:
         vector_env = self.env.vector_env  # type: ignore[union-attr]
@@ -323,8 +326,12 @@ class TextAlgorithm(BaseAlgorithm):
             callback.update_locals(step)
             return bool(callback.on_step())
 
+        count = self.config.episodes_per_rollout
         trajectories = self.collector.collect(
-            self.config.episodes_per_rollout, samples_per_prompt=self.config.samples_per_prompt, on_step=on_step
+            count,
+            samples_per_prompt=self.config.samples_per_prompt,
+            act=self._action_rule(count),
+            on_step=on_step,
         )
         if trajectories is None:
             return None
@@ -338,6 +345,10 @@ class TextAlgorithm(BaseAlgorithm):
         callback.update_locals({"trajectories": trajectories})
         callback.on_rollout_end()
         return trajectories
+
+    def _action_rule(self, num_episodes: int) -> ActionRule | None:
+        """How the actions of a rollout are chosen; None draws them from the policy."""
+        return None
 
     def train(self, trajectories: Trajectories) -> None:
         """Update the policy on one rollout."""
@@ -363,21 +374,14 @@ class TextAlgorithm(BaseAlgorithm):
         log_probs_BT = torch.zeros_like(trajectories.log_probs_BT)
         values_BT = torch.zeros_like(trajectories.values_BT)
         for rows, part in trajectories.micro_batches(self.config.micro_batch_tokens):
-            scored, values, _ = policy.score_actions(
-                part.input_ids_BS,
-                part.prompt_lengths_B,
-                part.action_mask_BT,
-                groups_B=part.prompt_groups_B,
-                with_entropy=False,
-            )
+            scored, values, _ = policy.score(part, with_entropy=False)
             log_probs_BT[rows, : scored.shape[1]] = scored
             values_BT[rows, : scored.shape[1]] = values
         return log_probs_BT, values_BT
 
     def _update_learning_rate(self, optimizers: torch.optim.Optimizer) -> None:  # type: ignore[override]
         """The step size of the coming update: constant, or falling with the run's tokens."""
-        linear = self.config.learning_rate_schedule == "linear"
-        rate = self.learning_rate * (self._current_progress_remaining if linear else 1.0)
+        rate = self.learning_rate * scheduled(self.config.learning_rate_schedule, self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         update_learning_rate(optimizers, rate)
 
@@ -392,14 +396,3 @@ class TextAlgorithm(BaseAlgorithm):
         self.policy.optimizer.zero_grad(set_to_none=True)
         self._n_updates += 1
         return float(norm)
-
-
-def _tokenizer_beside(source: Any) -> str | Path | None:
-    """The model's name or folder, if a tokenizer comes with it."""
-    if isinstance(source, (str, Path)) and Path(source).is_dir() and not (Path(source) / "tokenizer.json").exists():
-        return None if not (Path(source) / "tokenizer_config.json").exists() else source
-    return source if isinstance(source, (str, Path)) else None
-
-
-def _plain_config(config: PreTrainedConfig) -> dict[str, Any]:
-    return {**config.to_dict(), "model_type": config.model_type}

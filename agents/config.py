@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from agents.policy import Precision
 from textgen_env.lookup import did_you_mean
 
 Config = TypeVar("Config", bound="AlgorithmConfig")
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 def option(default: Any, help: str) -> Any:
@@ -24,7 +26,7 @@ class AlgorithmConfig:
     learning_rate: float | None = option(
         None, "Adam's step size; by default 0.04 / hidden width of the model (3e-4 at 128, 5e-5 at 768)"
     )
-    learning_rate_schedule: Literal["constant", "linear"] = option("linear", "linear falls to 0 over the run")
+    learning_rate_schedule: Schedule = option("linear", "linear and cosine fall to 0 over the run")
     num_envs: int = option(32, "rows decoded at once, where the environment does not say")
     episodes_per_rollout: int = option(128, "episodes started, and played to their end, before each update")
     samples_per_prompt: int = option(1, "episodes that share a prompt")
@@ -36,6 +38,12 @@ class AlgorithmConfig:
         16_384, "most tokens (padding included) in one forward; the result does not change"
     )
     precision: Precision = option("float32", "bf16 is autocast with float32 log-softmax, values and losses")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory for a third more time"
+    )
+    reward_scale: float = option(1.0, "what the learner gets is the environment's reward times this")
+    reward_clip: float | None = option(None, "a token's scaled reward is cut to ± this; none leaves it")
+    missing_eos_penalty: float = option(0.0, "reward taken off where the length cap, not an EOS, ended a completion")
     check_invariants: bool = option(True, "stop at the first rollout if sampler, trainer and reference disagree")
 
     def __post_init__(self) -> None:
@@ -56,10 +64,25 @@ class AlgorithmConfig:
             )
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
-        if self.learning_rate_schedule not in ("constant", "linear"):
-            raise ValueError(
-                f"learning_rate_schedule must be 'constant' or 'linear', got {self.learning_rate_schedule!r}"
-            )
+        check_choice("learning_rate_schedule", self.learning_rate_schedule, Schedule)
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse a value that is none of a ``Literal``'s.
+
+    Raises:
+        ValueError: with the nearest choice.
+    """
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; {did_you_mean(str(value), known)}")
+
+
+def scheduled(schedule: Schedule, remaining: float) -> float:
+    """The factor of the learning rate when the fraction ``remaining`` of the run is left: 1 at its start."""
+    if schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * remaining))
+    return remaining if schedule == "linear" else 1.0
 
 
 def make_config(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:

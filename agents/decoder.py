@@ -76,21 +76,22 @@ class Decoder:
         self.num_rows = max(self.num_rows, max(rows) + 1)
 
     @torch.no_grad()
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) and values (N,) of the next token of the N running rows."""
+    def step(self, allowed_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and values (N,) of the next token of the N running rows; −inf where it is not allowed."""
         count = self.num_rows
         positions = self._positions[:count]
         span = int(self._host_positions[:count].max()) + 1
         alike = int(self._host_positions[:count].min()) + 1 == span  # rows of one length see all there is
         mask = None if alike else (self._columns[:span] <= positions[:, None])[:, None, None, :]
         self.cache.decode(positions, span, alike=alike)
-        return self.policy(
+        logits_NV, values_N = self.policy(
             self._last_tokens[:count, None],
             positions[:, None],
             torch.arange(count, device=positions.device),
             attention_mask=mask,
             cache=self.cache,
         )
+        return logits_NV if allowed_NV is None else logits_NV.masked_fill(~allowed_NV, -torch.inf), values_N
 
     def append(self, tokens_N: Tensor) -> None:
         """The tokens chosen for the running rows; the next `step` feeds them."""

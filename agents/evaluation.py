@@ -222,9 +222,7 @@ def _entropy_and_log_ratios(agent: TextAlgorithm, played: Trajectories) -> tuple
     total = 0.0
     for rows, part in played.micro_batches(agent.config.micro_batch_tokens):
         # Both sides of the ratio by the same full forward: the sampler's cached one rounds differently in bf16.
-        scored_BT, _, entropies_BT = agent.policy.score_actions(
-            part.input_ids_BS, part.prompt_lengths_B, part.action_mask_BT, groups_B=part.prompt_groups_B
-        )
+        scored_BT, _, entropies_BT = agent.policy.score(part)
         log_probs_BT[rows, : scored_BT.shape[1]] = scored_BT
         total += float(entropies_BT.double().sum())
     log_ratios_B = None

@@ -41,7 +41,7 @@ def check_first_rollout(policy: TextPolicy, trajectories: Trajectories, referenc
     few = trajectories.select(range(min(8, len(trajectories))))
     tolerance = LOG_PROB_TOLERANCE[policy.precision]
     with torch.no_grad():
-        trained_BT, values_BT, _ = policy.score_actions(few.input_ids_BS, few.prompt_lengths_B, few.action_mask_BT)
+        trained_BT, values_BT, _ = policy.score(few, with_entropy=False)
     _compare(
         few.log_probs_BT,
         trained_BT,
@@ -62,7 +62,7 @@ def check_first_rollout(policy: TextPolicy, trajectories: Trajectories, referenc
     )
     if reference is not None:
         with torch.no_grad():
-            reference_BT, _, _ = reference.score_actions(few.input_ids_BS, few.prompt_lengths_B, few.action_mask_BT)
+            reference_BT, _, _ = reference.score(few, with_entropy=False)
         _compare(
             trained_BT,
             reference_BT,

@@ -8,46 +8,14 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from agents.packing import packed, separate, sharing_pays
+from agents.activation_checkpointing import recomputing
+from agents.packing import Places, packed, separate, sharing_pays
 from agents.slot_cache import SlotCache
+from agents.trajectories import Trajectories
 
-ModelSource: TypeAlias = str | Path | PreTrainedConfig | PreTrainedModel
 Precision: TypeAlias = Literal["float32", "bf16"]
-
-
-def load_model(source: ModelSource, seed: int | None = None) -> PreTrainedModel:
-    """A causal LM from a hub name, a local folder, a config (fresh weights, drawn with ``seed``) or an object.
-
-    A model object is used as it is, not copied: training trains it.
-
-    Raises:
-        TypeError: ``source`` is none of these.
-    """
-    if isinstance(source, PreTrainedModel):
-        return source
-    if isinstance(source, PreTrainedConfig):
-        with torch.random.fork_rng(devices=[]):  # transformers draws weights from the global generator
-            torch.random.manual_seed(0 if seed is None else seed)
-            return _with_fastest_attention(AutoModelForCausalLM.from_config, source)
-    if isinstance(source, (str, Path)):
-        return _with_fastest_attention(AutoModelForCausalLM.from_pretrained, str(source), dtype=torch.float32)
-    # A wrapped model (peft's, say) is a module that still knows its config and its output embeddings.
-    if isinstance(source, nn.Module) and hasattr(source, "config") and hasattr(source, "get_output_embeddings"):
-        return source
-    raise TypeError(
-        f"model must be a hub name, a folder, a transformers config or a causal LM object, not {type(source).__name__}"
-    )
-
-
-def _with_fastest_attention(make: Any, source: Any, **kwargs: Any) -> PreTrainedModel:
-    try:
-        return make(source, attn_implementation="sdpa", **kwargs)
-    except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        return make(source, attn_implementation="eager", **kwargs)  # some architectures have nothing else
 
 
 class TextPolicy(nn.Module):
@@ -61,6 +29,8 @@ class TextPolicy(nn.Module):
         vocab_size: number of actions; logits of ids beyond it (a padded embedding) are cut off.
         temperature: divides the logits, in sampling and in training alike.
         precision: "float32", or "bf16" for autocast with float32 log-softmax and values.
+        gradient_checkpointing: recompute each layer's activations in the backward pass instead of keeping them:
+            less memory for about a third more time.
 
     Raises:
         ValueError: the model knows fewer tokens than the environment has actions.
@@ -76,6 +46,7 @@ class TextPolicy(nn.Module):
         *,
         temperature: float = 1.0,
         precision: Precision = "float32",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         head = model.get_output_embeddings()
@@ -95,6 +66,7 @@ class TextPolicy(nn.Module):
         self.vocab_size = vocab_size
         self.temperature = temperature
         self.precision: Precision = precision
+        self.gradient_checkpointing = gradient_checkpointing
         # Without drawing weights that are overwritten at once: the global generator is not ours to move.
         self.value_head = nn.utils.skip_init(nn.Linear, width, 1, device=head.weight.device)
         nn.init.zeros_(self.value_head.weight)  # the first advantages are then the rewards themselves
@@ -160,8 +132,9 @@ class TextPolicy(nn.Module):
             attention_mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             attention_mask = attention_mask.masked_fill(~allowed, torch.finfo(dtype).min)
         handle = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
         try:
-            with self.autocast():
+            with self.autocast(), recomputing(self.model) if recompute else contextlib.nullcontext():
                 output = self.model(
                     input_ids=input_ids,
                     position_ids=position_ids,
@@ -171,13 +144,16 @@ class TextPolicy(nn.Module):
                 )
         finally:
             handle.remove()
-        hidden = kept[0].to(self.value_head.weight.dtype)
-        with torch.autocast(self.device.type, enabled=False):  # a rollout's own autocast would round values to bf16
-            values = self.value_head(hidden).squeeze(-1)
         logits = output.logits[:, : self.vocab_size]
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
+        with torch.autocast(self.device.type, enabled=False):  # a rollout's own autocast would round values to bf16
+            logits, values = self.heads(kept[0].to(self.value_head.weight.dtype), logits)
         return (logits if self.temperature == 1.0 else logits / self.temperature), values
+
+    def heads(self, hidden_NH: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """From the chosen places' hidden states and LM logits to the logits that act, (N, V), and values (N,)."""
+        return logits_NV, self.value_head(hidden_NH).squeeze(-1)
 
     def score_actions(
         self,
@@ -188,6 +164,7 @@ class TextPolicy(nn.Module):
         groups_B: Tensor | None = None,
         with_entropy: bool = True,
         entropy_gradient: bool = True,
+        allowed_BTV: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, values and entropies of every action of B episodes, in one forward.
 
@@ -197,24 +174,21 @@ class TextPolicy(nn.Module):
             action_mask_BT: True where an action was taken.
             groups_B: episodes with the same number have the same prompt, which is then encoded once where that
                 pays; the result is the same.
+            allowed_BTV: True where an action was allowed: the others have probability 0. None allows all.
             with_entropy: whether entropies are wanted at all (else they are 0).
             entropy_gradient: whether gradients flow through the entropies (else they are for logging only).
 
         Returns:
             ``log_probs_BT``, ``values_BT``, ``entropies_BT``: 0 outside the mask.
         """
-        shares = groups_B is not None and sharing_pays(
-            prompt_lengths_B, action_mask_BT, groups_B, self.value_head.in_features
-        )
-        if groups_B is not None and shares:
-            places = packed(input_ids_BS, prompt_lengths_B, action_mask_BT, groups_B)
-        else:
-            places = separate(input_ids_BS, prompt_lengths_B, action_mask_BT)
+        places = self.places(input_ids_BS, prompt_lengths_B, action_mask_BT, groups_B)
         logits_NV, values_N = self(
             places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask
         )
         rows_N, steps_N = action_mask_BT.nonzero(as_tuple=True)
         actions_N = input_ids_BS[rows_N, prompt_lengths_B[rows_N] + steps_N]
+        if allowed_BTV is not None:
+            logits_NV = logits_NV.masked_fill(~allowed_BTV[rows_N, steps_N], -torch.inf)
         log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
         log_probs_N = chosen(log_probs_NV, actions_N)
         if with_entropy:
@@ -227,6 +201,30 @@ class TextPolicy(nn.Module):
             return flat_N.new_zeros(action_mask_BT.shape).index_put((rows_N, steps_N), flat_N)
 
         return scatter(log_probs_N), scatter(values_N), scatter(entropies_N)
+
+    def score(
+        self, episodes: Trajectories, *, with_entropy: bool = True, entropy_gradient: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`score_actions` of a rollout's episodes."""
+        return self.score_actions(
+            episodes.input_ids_BS,
+            episodes.prompt_lengths_B,
+            episodes.action_mask_BT,
+            groups_B=episodes.prompt_groups_B,
+            with_entropy=with_entropy,
+            entropy_gradient=entropy_gradient,
+            allowed_BTV=episodes.allowed_BTV,
+        )
+
+    def places(
+        self, input_ids_BS: Tensor, prompt_lengths_B: Tensor, action_mask_BT: Tensor, groups_B: Tensor | None
+    ) -> Places:
+        """Where to read every action's prediction, with shared prompts encoded once where that pays."""
+        if groups_B is not None and sharing_pays(
+            prompt_lengths_B, action_mask_BT, groups_B, self.value_head.in_features
+        ):
+            return packed(input_ids_BS, prompt_lengths_B, action_mask_BT, groups_B)
+        return separate(input_ids_BS, prompt_lengths_B, action_mask_BT)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads (the value head is not part of it)."""

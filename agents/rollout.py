@@ -22,6 +22,8 @@ from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv
 
 StepHook = Callable[[dict[str, Any]], bool]
+ActionRule = Callable[[Tensor, npt.NDArray[np.int64]], Tensor]
+"""Chooses actions (N,) from logits (N, V), −inf where forbidden, of the episodes with these numbers (N,)."""
 
 
 def sample_actions(log_probs_NV: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,6 +68,9 @@ class Collector:
         self.prompt_order = np.random.default_rng(prompt_seed)
         self.shuffle = np.random.default_rng(shuffle_seed)
         """For whoever learns from the episodes: the order of minibatches."""
+        self.make_decoder: Callable[[TextPolicy, int, int], Decoder] = Decoder
+        """For a learner that constrains the decoding itself; it then sets ``constrains``."""
+        self.constrains = False
         self._prompt_queue: list[int] = []
         self._decoder: Decoder | None = None
         self._env_seed: int | None = env_seed
@@ -100,6 +105,7 @@ class Collector:
         samples_per_prompt: int = 1,
         prompt_indices: Sequence[int] | None = None,
         greedy: bool = False,
+        act: ActionRule | None = None,
         on_step: StepHook | None = None,
     ) -> Trajectories | None:
         """Start ``num_episodes`` episodes and play all of them to their end.
@@ -109,6 +115,7 @@ class Collector:
             samples_per_prompt: episodes that share a prompt draw; a shared prompt is prefilled once.
             prompt_indices: the prompts, one an episode group, instead of the next ones of a seeded shuffle.
             greedy: take the most likely action instead of a draw.
+            act: chooses the actions instead of a draw from the policy.
             on_step: called after every environment step with ``rewards``, ``dones``, ``infos``, ``actions`` and
                 ``num_running``; returning False abandons the rollout.
 
@@ -132,6 +139,7 @@ class Collector:
         free = list(range(self.env.num_envs))
         started = 0
         actions_all = np.zeros(self.env.num_envs, dtype=np.int64)
+        allowed = _AllowedActions(self.env.num_envs, self.policy)
         with decoding(self.policy):
             while decoder.num_rows or started < num_episodes:
                 # A prefill of several rows costs little more than that of one, and a free row costs nothing.
@@ -139,20 +147,26 @@ class Collector:
                     count = min(len(free), num_episodes - started)
                     rows, free = free[:count], free[count:]
                     fresh = np.arange(started, started + count)
-                    prompt_ids = self._reset(rows, prompts, started)
+                    prompt_ids = self._reset(rows, prompts, started, allowed)
                     decoder.start(list(range(len(env_rows), len(env_rows) + count)), prompt_ids)
                     record.start(fresh, prompt_ids)
                     env_rows += rows
                     episodes = np.concatenate([episodes, fresh])
                     started += count
-                logits, values = decoder.step()
+                logits, values = decoder.step(allowed.of(env_rows))
                 log_probs_NV = torch.log_softmax(logits, dim=-1)
-                actions = logits.argmax(-1) if greedy else sample_actions(log_probs_NV, self.generator)
+                if act is not None:
+                    actions = act(logits, episodes)
+                else:
+                    actions = logits.argmax(-1) if greedy else sample_actions(log_probs_NV, self.generator)
                 decoder.append(actions)
                 actions_all[env_rows] = actions.cpu().numpy()
                 _, rewards, terminated, truncated, infos = self.env.step(actions_all)
                 log_probs = chosen(log_probs_NV, actions)
-                record.step(episodes, actions_all[env_rows], log_probs, values, rewards[env_rows])
+                constrained = allowed.known or self.constrains
+                allowed_NV = (logits > -torch.inf) if constrained else None
+                record.step(episodes, actions_all[env_rows], log_probs, values, rewards[env_rows], allowed_NV)
+                allowed.note(infos)
                 over = terminated | truncated
                 playing = np.zeros_like(over)
                 playing[env_rows] = True
@@ -183,7 +197,7 @@ class Collector:
     def _ready_decoder(self, rows: int) -> Decoder:
         """The decoder of the last rollout, empty: its memory is worth keeping."""
         if self._decoder is None or self._decoder.cache.num_slots < rows:
-            self._decoder = Decoder(self.policy, rows, self._capacity)
+            self._decoder = self.make_decoder(self.policy, rows, self._capacity)
         self._decoder.num_rows = 0
         return self._decoder
 
@@ -201,7 +215,9 @@ class Collector:
             raise ValueError(f"{len(asked)} prompt_indices were given for {count} prompts")
         return np.repeat(np.asarray(asked, dtype=np.int64), samples)
 
-    def _reset(self, rows: list[int], prompts: npt.NDArray[np.int64] | None, start: int) -> list[Tensor]:
+    def _reset(
+        self, rows: list[int], prompts: npt.NDArray[np.int64] | None, start: int, allowed: _AllowedActions
+    ) -> list[Tensor]:
         """Reset rows for the episodes from ``start`` on; returns their prompts' token ids."""
         options: dict[str, Any] = {}
         if prompts is not None:
@@ -212,7 +228,8 @@ class Collector:
         # At first, rows beyond the rollout are started too where the protocol forbids stepping an ended row.
         mask[slice(None) if self._native is None and start == 0 else rows] = True
         options["reset_mask"] = mask
-        observations, _ = self.env.reset(seed=self._env_seed, options=options)
+        observations, infos = self.env.reset(seed=self._env_seed, options=options)
+        allowed.note(infos)
         self._env_seed = None
         lengths = observations["attention_mask"].sum(-1, dtype=np.int64)
         return [torch.from_numpy(observations["input_ids"][row, : lengths[row]].copy()) for row in rows]
@@ -245,6 +262,30 @@ class Collector:
         return values * torch.from_numpy(truncated).to(values.device)
 
 
+class _AllowedActions:
+    """The environment's action masks, a row an environment; unknown where it gives none."""
+
+    def __init__(self, num_envs: int, policy: TextPolicy) -> None:
+        self._shape = (num_envs, policy.vocab_size)
+        self._device = policy.device
+        self._rows: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def known(self) -> bool:
+        return self._rows is not None
+
+    def note(self, infos: dict[str, Any]) -> None:
+        """Keep the masks that a reset or a step reported."""
+        if "action_mask" in infos:
+            if self._rows is None:
+                self._rows = np.ones(self._shape, dtype=np.bool_)
+            reported = infos["_action_mask"]
+            self._rows[reported] = np.stack(infos["action_mask"][reported]).astype(np.bool_)
+
+    def of(self, env_rows: list[int]) -> Tensor | None:
+        return None if self._rows is None else torch.from_numpy(self._rows[env_rows]).to(self._device)
+
+
 class _Record:
     """The rollout as it grows: one row an episode, written a column a step."""
 
@@ -255,7 +296,7 @@ class _Record:
         self.prompts: list[Tensor] = [torch.zeros(0, dtype=torch.long)] * episodes
         self.infos: list[dict[str, Any]] = [{}] * episodes
         self.truncated = np.zeros(episodes, dtype=np.bool_)
-        self._steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Tensor, Tensor]] = []
+        self._steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Tensor, Tensor, Tensor | None]] = []
 
     def start(self, episodes: npt.NDArray[np.int64], prompt_ids: list[Tensor]) -> None:
         for episode, ids in zip(episodes, prompt_ids, strict=True):
@@ -268,11 +309,12 @@ class _Record:
         log_probs: Tensor,
         values: Tensor,
         rewards: npt.NDArray[np.float64],
+        allowed_NV: Tensor | None,
     ) -> None:
         at = self.lengths[episodes]
         self.actions[episodes, at] = actions
         self.rewards[episodes, at] = rewards
-        self._steps.append((episodes.copy(), at, log_probs, values))
+        self._steps.append((episodes.copy(), at, log_probs, values, allowed_NV))
         self.lengths[episodes] += 1
 
     def end(self, episode: int, info: dict[str, Any], truncated: bool) -> None:
@@ -295,6 +337,11 @@ class _Record:
         columns = torch.from_numpy(np.concatenate([at for _, at, *_ in self._steps])).to(device)
         log_probs = torch.cat([step[2] for step in self._steps])
         values = torch.cat([step[3] for step in self._steps])
+        allowed_BTV = None
+        masks = [step[4] for step in self._steps if step[4] is not None]
+        if masks:
+            allowed_BTV = torch.ones((count, steps, masks[0].shape[-1]), dtype=torch.bool, device=device)
+            allowed_BTV[rows, columns] = torch.cat(masks)
 
         def place(flat: Tensor) -> Tensor:
             return flat.new_zeros((count, steps)).index_put((rows, columns), flat)
@@ -310,4 +357,5 @@ class _Record:
             bootstrap_values_B=values.new_zeros(count),
             prompt_groups_B=(torch.arange(count) // samples_per_prompt).to(device),
             infos=tuple(self.infos),
+            allowed_BTV=allowed_BTV,
         )

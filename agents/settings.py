@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium as gym
 
 from agents.config import option
+from agents.model_source import ModelSource
 from agents.models import small_gpt2
-from agents.policy import ModelSource
 from textgen_env import TextMDP, TextTask
 from textgen_env.lookup import did_you_mean
 from textgen_env.tasks import resolve_task

@@ -38,6 +38,8 @@ class Trajectories:
     """int64: episodes with the same number answer the same prompt draw."""
     infos: tuple[dict[str, Any], ...]
     """The end-of-episode info of each episode: prompt, references, text, stop_reason, reward, completion."""
+    allowed_BTV: Tensor | None = None
+    """bool: True where an action was allowed; None where every action always was."""
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -66,14 +68,14 @@ class Trajectories:
         """Some of the episodes, trimmed to the longest of them."""
         rows = torch.as_tensor(rows)
         tensors = {
-            field.name: getattr(self, field.name)[rows.to(self.input_ids_BS.device)]
+            field.name: value[rows.to(value.device)]
             for field in fields(self)
-            if field.name != "infos"
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
         steps = int(tensors["action_mask_BT"].sum(-1).max())
         length = int((tensors["prompt_lengths_B"] + tensors["action_mask_BT"].sum(-1)).max())
         for name in tensors:
-            if name.endswith("_BT"):
+            if name.endswith(("_BT", "_BTV")):
                 tensors[name] = tensors[name][:, :steps]
         tensors["input_ids_BS"] = tensors["input_ids_BS"][:, :length]
         return Trajectories(**tensors, infos=tuple(self.infos[row] for row in rows.tolist()))

@@ -65,7 +65,7 @@ def _own_data_and_model(folder: Path) -> None:
     records = [{"article": f"Rain fell on town {i}.", "headline": f"Rain in town {i}"} for i in range(40)]
     (folder / "news.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
     tokenizer = TextTokenizer(train_tokenizer([record["article"] for record in records], 300))
-    from agents.policy import load_model
+    from agents.model_source import load_model
 
     load_model(small_gpt2(tokenizer, positions=96, layers=1, width=32, heads=2), 0).save_pretrained("my-model")
     tokenizer.hf.save_pretrained("my-model")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from agents.policy import TextPolicy, chosen, entropy, load_model
+from agents.model_source import load_model
+from agents.policy import TextPolicy, chosen, entropy
 from agents.supervised import Pairs, pair_loss
 from tests.agents.conftest import FAMILIES, VOCAB, gpt2_config, largest_gap, make_episodes, make_policy, weights
 

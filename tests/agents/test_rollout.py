@@ -8,7 +8,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit, TransformReward
 
-from agents.policy import TextPolicy, load_model
+from agents.model_source import load_model
+from agents.policy import TextPolicy
 from agents.rollout import Collector, sample_actions
 from tests.agents.conftest import gpt2_config, letters, make_agent, make_env, make_mdp, word_tokenizer
 from textgen_env import TextGenEnv, TextTask, dense

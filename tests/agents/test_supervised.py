@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from agents.policy import TextPolicy, load_model
+from agents.model_source import load_model
+from agents.policy import TextPolicy
 from agents.supervised import SupervisedConfig, pair_loss, reference_pairs, supervised_fit
 from tests.agents.conftest import gpt2_config, largest_gap, make_mdp, make_policy, weights, word_tokenizer
 from textgen_env import TextMDP, TextTask
