@@ -89,5 +89,5 @@ def expectile_loss(errors_BT: Tensor, mask_BT: Tensor, *, expectile: float, coun
         expectile: τ.
         count: see `masked_mean`.
     """
-    weights_BT = torch.where(errors_BT < 0, 1 - expectile, expectile)
+    weights_BT = (expectile - (errors_BT < 0).to(errors_BT.dtype)).abs()
     return masked_mean(weights_BT * errors_BT**2, mask_BT, count=count)

@@ -154,7 +154,7 @@ def test_the_value_that_minimises_is_the_expectile(expectile):
     mask = torch.ones(1, 50, dtype=torch.bool)
     level = q.mean()
     for _ in range(100):
-        weights = torch.where(q < level, 1 - expectile, expectile)
+        weights = (expectile - (q < level).double()).abs()
         level = (weights * q).sum() / weights.sum()
     value = level.clone().requires_grad_()
     expectile_loss(q - value, mask, expectile=expectile).backward()
