@@ -16,6 +16,8 @@ from textgen_env.reward_registry import reward_names as reward_names
 from textgen_env.tasks import TextTask as TextTask
 from textgen_env.tokenizer import TextTokenizer as TextTokenizer
 from textgen_env.tokenizer import train_tokenizer as train_tokenizer
+from textgen_env.tokenizer import word_tokenizer as word_tokenizer
+from textgen_env.types import AllowedTokens as AllowedTokens
 from textgen_env.types import Completion as Completion
 from textgen_env.types import Prompt as Prompt
 from textgen_env.types import RewardFunction as RewardFunction

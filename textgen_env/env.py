@@ -26,6 +26,8 @@ class TextGenEnv(gym.Env[Observation, np.int64]):
 
     ``reset(options={"prompt_index": i})`` chooses the prompt. ``info`` holds the prompt at ``reset`` and, at
     the end of an episode, ``text``, ``stop_reason`` ("eos" or "length") and every component of the reward.
+    Where ``allowed_tokens`` constrains the actions, ``info["action_mask"]`` (int8, shape (V,)) says which of them
+    are allowed next, after ``reset`` and every step but the last. ``step`` takes the others all the same.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # type: ignore[misc]
@@ -101,10 +103,27 @@ class TextGenEnv(gym.Env[Observation, np.int64]):
             reward = float(scores.token_rewards[0][-1] if self.mdp.is_dense else scores.totals[0])
             if stop:
                 info = self.mdp.end_info(completion, scores, 0)
+        if not stop and self.mdp.allowed_tokens is not None:
+            info = {"action_mask": self._action_mask()}
         self._ended = stop is not None
         if self.render_mode == "human":
             print(self._text())
         return self._observation(), reward, self._ended, False, info
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Shape (V,): True where an action is allowed now; all True where nothing is constrained.
+
+        The method that sb3-contrib's MaskablePPO asks.
+
+        Raises:
+            RuntimeError: the episode is over, or none was started.
+        """
+        if self._ended:
+            raise RuntimeError("no episode is running: call reset() before action_masks()")
+        return self._action_mask().astype(np.bool_)
+
+    def _action_mask(self) -> npt.NDArray[np.int8]:
+        return self.mdp.action_mask(self._prompt_index, self._input_ids[self._prompt_length : self._length].tolist())
 
     def render(self) -> str | None:
         """The prompt and the completion so far ("ansi"); None in "human" mode, where steps print."""

@@ -7,7 +7,8 @@ State: the token prefix. Action: the next token. An episode ends, ``terminated``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,16 @@ import numpy.typing as npt
 from gymnasium import spaces
 from transformers import PreTrainedTokenizerBase
 
-from textgen_env.lookup import did_you_mean
+from textgen_env.lookup import did_you_mean, load_entry_point
 from textgen_env.reward import Reward
 from textgen_env.reward_registry import resolve_reward
 from textgen_env.tasks import TextTask, resolve_task
-from textgen_env.tokenizer import TextTokenizer, train_tokenizer
-from textgen_env.types import Completion, Prompt, Scores, StopReason
+from textgen_env.tokenizer import TextTokenizer, train_tokenizer, word_tokenizer
+from textgen_env.types import AllowedTokens, Completion, Prompt, Scores, StopReason
+
+MAX_NEW_TOKENS = 32
+VOCAB_SIZE = 1024
+"""What holds where neither the caller nor the task says otherwise."""
 
 
 class TextMDP:
@@ -30,15 +35,22 @@ class TextMDP:
     Args:
         task: a `TextTask`, ``"module:attr"``, a function that makes one, or a .jsonl/.csv file.
         reward: a registered name, ``"module:attr"``, a function or an object (see `textgen_env.reward`).
-        tokenizer: a hub name, folder, Hugging Face tokenizer or `TextTokenizer`. Default: a byte-level BPE of
-            ``vocab_size`` tokens trained on the task's training texts.
+            Default: the task's.
+        tokenizer: a hub name, folder, Hugging Face tokenizer or `TextTokenizer`. Default: one token a word where
+            the task has a vocabulary, else a byte-level BPE trained on the task's training texts.
         max_prompt_tokens: longer prompts are cut (with one warning). Default: the longest prompt of the task.
-        max_new_tokens: the length cap of a completion.
+        max_new_tokens: the length cap of a completion. Default: the task's, else 32.
         split: which prompts are drawn: "train", "validation" or "test".
         truncation_side: which end of a long prompt is cut off; "left" keeps the end, where the question stands.
         eos_token_id: overrides the tokenizer's EOS (one id or several).
-        vocab_size: size of the tokenizer trained where none is given.
+        vocab_size: size of the tokenizer trained where none is given. Default: 1024.
+        allowed_tokens: a function of prompt, actions so far and tokenizer (or its ``"module:attr"``) that returns
+            the ids of the tokens that may come next. ``info["action_mask"]`` then reports them; the environment
+            does not enforce them: ``step`` takes any token, as Gymnasium's convention is. Default: the task's.
         task_kwargs: handed to ``task`` where it is a function.
+
+    Raises:
+        ValueError: an argument has no meaning, or neither the caller nor the task gives a reward.
 
     Attributes:
         prompts: the prompts of the split.
@@ -50,15 +62,16 @@ class TextMDP:
     def __init__(
         self,
         task: TextTask | str | Path | Callable[..., TextTask],
-        reward: Any,
+        reward: Any = None,
         tokenizer: str | Path | PreTrainedTokenizerBase | TextTokenizer | None = None,
         *,
         max_prompt_tokens: int | None = None,
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = None,
         split: str = "train",
         truncation_side: Literal["left", "right"] = "left",
         eos_token_id: int | Sequence[int] | None = None,
-        vocab_size: int = 1024,
+        vocab_size: int | None = None,
+        allowed_tokens: AllowedTokens | str | None = None,
         task_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (("max_prompt_tokens", max_prompt_tokens), ("max_new_tokens", max_new_tokens)):
@@ -69,6 +82,11 @@ class TextMDP:
         self.task = resolve_task(str(task) if isinstance(task, Path) else task, **(task_kwargs or {}))
         self.split = split
         self.prompts: tuple[Prompt, ...] = self.task.prompts(split)
+        reward = self.task.reward if reward is None else reward
+        if reward is None:
+            raise ValueError(
+                f"task '{self.task.name}' brings no reward: pass reward= a registered name, 'module:attr' or a function"
+            )
         self.reward: Reward = resolve_reward(reward)
         if isinstance(tokenizer, TextTokenizer):
             if eos_token_id is not None:
@@ -76,15 +94,17 @@ class TextMDP:
             self.tokenizer = tokenizer
         else:
             if tokenizer is None:
-                tokenizer = train_tokenizer(self.task.texts("train"), vocab_size)
+                tokenizer = self._own_tokenizer(vocab_size)
             self.tokenizer = TextTokenizer(tokenizer, eos_token_id)
         self.truncation_side = truncation_side
         self._prompt_ids: dict[int, npt.NDArray[np.int64]] = {}
         self._warned_of_truncation = False
         self.max_prompt_tokens = max_prompt_tokens or self._longest_prompt()
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens: int = max_new_tokens or self.task.max_new_tokens or MAX_NEW_TOKENS
+        allowed = self.task.allowed_tokens if allowed_tokens is None else allowed_tokens
+        self.allowed_tokens: AllowedTokens | None = load_entry_point(allowed) if isinstance(allowed, str) else allowed
 
-        length = self.max_prompt_tokens + max_new_tokens
+        length = self.max_prompt_tokens + self.max_new_tokens
         vocab = self.tokenizer.vocab_size
         self.observation_space: spaces.Space[Any] = spaces.Dict(
             {
@@ -95,6 +115,15 @@ class TextMDP:
         self.action_space = spaces.Discrete(vocab)
         self.is_eos_V = np.zeros(vocab, dtype=np.bool_)
         self.is_eos_V[list(self.tokenizer.eos_ids)] = True
+
+    def _own_tokenizer(self, vocab_size: int | None) -> PreTrainedTokenizerBase:
+        if self.task.vocabulary is None:
+            return train_tokenizer(self.task.texts("train"), VOCAB_SIZE if vocab_size is None else vocab_size)
+        if vocab_size is not None:
+            raise ValueError(
+                f"vocab_size has no effect here, task '{self.task.name}' has a vocabulary of its own: leave it out"
+            )
+        return word_tokenizer(self.task.vocabulary)
 
     def _longest_prompt(self) -> int:
         # Over all splits: environments for training and evaluation must share one observation space.
@@ -142,10 +171,94 @@ class TextMDP:
         """Whether the reward pays every token as it comes, rather than the finished text."""
         return self.reward.kind == "dense"
 
-    def reset_info(self, prompt_index: int) -> dict[str, Any]:
-        """What ``reset`` reports: the prompt, its references and its index in the split."""
+    def returns(self, completions: Sequence[Completion]) -> npt.NDArray[np.float64]:
+        """Shape (B,): what the environment pays for each finished completion in all, undiscounted.
+
+        A dense reward is asked about every prefix, as ``step`` asks, and pays the newest token of each.
+        """
+        if not self.is_dense:
+            return self.score(completions).totals
+        prefixes = [
+            replace(completion, text=self.tokenizer.decode(ids), token_ids=ids, stop_reason=None)
+            for completion in completions
+            for ids in (completion.token_ids[:length] for length in range(1, len(completion.token_ids)))
+        ]
+        newest = [rewards[-1] for rewards in self.score([*prefixes, *completions]).token_rewards]
+        owners = [i for i, completion in enumerate(completions) for _ in completion.token_ids[1:]]
+        totals = np.array(newest[len(prefixes) :], dtype=np.float64)
+        np.add.at(totals, owners, newest[: len(prefixes)])
+        return totals
+
+    def oracle_completion(self, prompt_index: int) -> Completion:
+        """The optimal completion of prompt ``prompt_index``, as its task knows it.
+
+        It ends with EOS unless ``max_new_tokens`` ends it first.
+
+        Raises:
+            ValueError: the task has no oracle, or ``max_new_tokens`` leaves no room for its words.
+            IndexError: there is no such prompt in the split.
+        """
+        if self.task.oracle is None:
+            raise ValueError(f"task '{self.task.name}' has no oracle: its optimum is not known")
         prompt = self.prompts[prompt_index]
-        return {"prompt": prompt.text, "references": prompt.references, "prompt_index": prompt_index}
+        ids = self.tokenizer.encode_completion(prompt.text, self.task.oracle(prompt))
+        cap = self.max_new_tokens
+        if len(ids) > cap + 1:
+            raise ValueError(
+                f"the oracle of task '{self.task.name}' answers {prompt.text!r} with {len(ids) - 1} tokens: "
+                f"max_new_tokens={cap} puts the optimum out of reach, raise it"
+            )
+        return self.complete(prompt_index, ids[:cap].tolist(), "eos" if len(ids) <= cap else "length")
+
+    def optimal_return(self, prompt_indices: Iterable[int] | None = None) -> float:
+        """The best undiscounted return there is, a mean over prompts: what the oracle's completions earn.
+
+        Args:
+            prompt_indices: the prompts; by default the whole split.
+
+        Raises:
+            ValueError: as for `oracle_completion`, or the list is empty.
+        """
+        indices = range(len(self.prompts)) if prompt_indices is None else list(prompt_indices)
+        if not indices:
+            raise ValueError("prompt_indices is empty: there is no mean over no prompts")
+        return float(self.returns([self.oracle_completion(index) for index in indices]).mean())
+
+    def action_mask(self, prompt_index: int, actions: Sequence[int]) -> npt.NDArray[np.int8]:
+        """Shape (V,): 1 where a token may follow ``actions``, as ``Discrete.sample(mask=...)`` reads it.
+
+        All ones where nothing constrains the task.
+
+        Raises:
+            ValueError: ``allowed_tokens`` returned nothing, or what is no token id.
+        """
+        vocab = self.tokenizer.vocab_size
+        if self.allowed_tokens is None:
+            return np.ones(vocab, dtype=np.int8)
+        prompt = self.prompts[prompt_index]
+        allowed = np.asarray(self.allowed_tokens(prompt, actions, self.tokenizer))
+        if allowed.ndim != 1 or not len(allowed):
+            problem = "nothing" if not allowed.size else f"an array of shape {allowed.shape}"
+        elif allowed.dtype.kind not in "iu":
+            problem = f"{allowed.dtype} values"
+        elif (outside := (allowed < 0) | (allowed >= vocab)).any():
+            problem = f"{allowed[outside][0]}, which lies outside the vocabulary of {vocab} tokens,"
+        else:
+            mask = np.zeros(vocab, dtype=np.int8)
+            mask[allowed] = 1
+            return mask
+        raise ValueError(
+            f"allowed_tokens returned {problem} for prompt {prompt.text!r} after {self.tokenizer.decode(actions)!r} "
+            f"(tokens {list(actions)}): return the ids of one or more tokens, the EOS where the text may end"
+        )
+
+    def reset_info(self, prompt_index: int) -> dict[str, Any]:
+        """What ``reset`` reports: the prompt, its references and its index in the split, and what is allowed."""
+        prompt = self.prompts[prompt_index]
+        info = {"prompt": prompt.text, "references": prompt.references, "prompt_index": prompt_index}
+        if self.allowed_tokens is not None:
+            info["action_mask"] = self.action_mask(prompt_index, ())
+        return info
 
     def end_info(self, completion: Completion, scores: Scores, index: int) -> dict[str, Any]:
         """What ``step`` reports at the end of an episode.

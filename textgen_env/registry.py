@@ -19,17 +19,19 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "max_prompt_tokens": 160,
         "max_new_tokens": 24,
     },
+    "textgen_env/Reverse-v0": {"task": "textgen_env.tasks:reverse"},
+    "textgen_env/DelayedBit-v0": {"task": "textgen_env.tasks:delayed_bit"},
 }
 """Id -> keyword arguments. Strings and numbers only, so that ``spec.to_json()`` works and ``make`` copies nothing."""
 
 
-def register(id: str, *, task: Any, reward: Any, **kwargs: Any) -> None:
+def register(id: str, *, task: Any, reward: Any = None, **kwargs: Any) -> None:
     """Register a text environment under a Gymnasium id, for ``gym.make`` and ``gym.make_vec`` alike.
 
     Args:
         id: a Gymnasium id such as "my/Jokes-v0".
         task: a `TextTask`, a .jsonl/.csv file, ``"module:attr"`` or a function that makes one.
-        reward: a registered name, ``"module:attr"``, a function or an object.
+        reward: a registered name, ``"module:attr"``, a function or an object. Default: the task's own.
         **kwargs: any other argument of `TextMDP`, as the default of this id; ``make`` can override each.
 
     Raises:
@@ -38,7 +40,7 @@ def register(id: str, *, task: Any, reward: Any, **kwargs: Any) -> None:
     """
     if id in gym.registry:
         raise ValueError(f"'{id}' is registered already: choose another id or the next version")
-    kwargs = {"task": task, "reward": reward, **kwargs}
+    kwargs = {"task": task, **({} if reward is None else {"reward": reward}), **kwargs}
     if _is_plain(kwargs):
         gym.register(
             id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from textgen_env.lookup import did_you_mean
+
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|eos|>"
+
+PAD_WORD, EOS_WORD = "<pad>", "<eos>"
 
 
 class TextTokenizer:
@@ -79,8 +84,11 @@ class TextTokenizer:
         """Token ids of shape (P,), P >= 1, with the tokenizer's own start token where it has one.
 
         An empty text becomes one start token (BOS, else EOS), as unconditional generation is usually begun.
+
+        Raises:
+            ValueError: a word is not in the vocabulary, and the tokenizer has no token for unknown ones.
         """
-        ids = self.hf.encode(text)
+        ids = self._encode(text)
         while len(ids) > 1 and ids[-1] in self.eos_ids:  # some tokenizers close every text with EOS
             ids = ids[:-1]
         if not ids:
@@ -100,8 +108,21 @@ class TextTokenizer:
         if len(both) > len(before) and (both[: len(before)] == before).all():
             ids = both[len(before) :]
         else:  # a merge runs across the boundary: the completion's own tokens are the next best
-            ids = np.array(self.hf.encode(completion, add_special_tokens=False), dtype=np.int64)
+            ids = np.array(self._encode(completion, add_special_tokens=False), dtype=np.int64)
         return np.append(ids, np.int64(self.eos_ids[0]))
+
+    def _encode(self, text: str, **kwargs: Any) -> list[int]:
+        try:
+            ids: list[int] = self.hf.encode(text, **kwargs)
+            return ids
+        except Exception as error:  # tokenizers raises nothing more specific, and does not say which word
+            words = self.hf.get_vocab()
+            unknown = [word for word in text.split() if word not in words]
+            if "Missing [UNK]" not in str(error) or not unknown:
+                raise
+            raise ValueError(
+                f"the vocabulary has no word '{unknown[0]}', found in {text!r}; {did_you_mean(unknown[0], words)}"
+            ) from error
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids, without special tokens and without white space around it."""
@@ -151,6 +172,44 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
 
 
 _trained: dict[str, PreTrainedTokenizerFast] = {}
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a word, the words of a text standing apart by white space.
+
+    Ids: 0 is padding ("<pad>"), 1 ends a text ("<eos>"), then the words in their order. There is no token for
+    unknown words: to encode one is an error. The same words give the same object.
+
+    >>> word_tokenizer(["left", "right"]).encode("right right left")
+    [3, 3, 2]
+
+    Args:
+        words: distinct, without white space.
+
+    Raises:
+        ValueError: a word is empty, has white space in it, occurs twice or is one of the two special ones.
+    """
+    return _word_tokenizer(tuple(words))
+
+
+@lru_cache(maxsize=8)
+def _word_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    all_words = (PAD_WORD, EOS_WORD, *words)
+    for word in words:
+        if word.split() != [word]:
+            raise ValueError(f"{word!r} is not one word: white space separates the words of a text")
+        if all_words.count(word) > 1:
+            raise ValueError(f"the word '{word}' occurs twice ('{PAD_WORD}' and '{EOS_WORD}' are there already)")
+    vocabulary = {word: index for index, word in enumerate(all_words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD_WORD,
+        eos_token=EOS_WORD,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _generation_eos_ids(name: str) -> list[int]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from textgen_env.tokenizer import TextTokenizer
 
 StopReason: TypeAlias = Literal["eos", "length"]
 """Why an episode ended: the end-of-sequence action, or ``max_new_tokens`` reached."""
@@ -34,6 +37,10 @@ class Prompt:
     text: str
     references: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+AllowedTokens: TypeAlias = "Callable[[Prompt, Sequence[int], TextTokenizer], Sequence[int]]"
+"""Which tokens may come next: called with the prompt, the actions so far and the tokenizer, it returns their ids."""
 
 
 @dataclass(frozen=True, slots=True)

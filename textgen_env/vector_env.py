@@ -35,6 +35,8 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
         render_mode: "ansi" (``render`` returns one text a row) or "human" (each step prints them).
 
     ``reset(options={"prompt_index": i})`` chooses the prompts: one for all rows, or an array of shape (num_envs,).
+    Where ``allowed_tokens`` constrains the actions, ``infos["action_mask"]`` (int8, shape (num_envs, V)) says which
+    of them are allowed next, for the rows in ``infos["_action_mask"]``: those that go on or begin.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -160,6 +162,11 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
         end_infos: dict[int, dict[str, Any]] = {}
         if self.mdp.is_dense or ended.any():
             end_infos = self._score(eos, ended, restart, idle, rewards)
+        if self.mdp.allowed_tokens is not None:
+            running = ~ended if idle is None else ~(ended | idle)
+            running[restart] = False
+            for row in np.flatnonzero(running).tolist():
+                infos = self._add_info(infos, {"action_mask": self._action_mask(row)}, row)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             for row, info in end_infos.items():
                 final_obs = {"input_ids": self._input_ids[row].copy()}
@@ -207,9 +214,31 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
         }
 
     def _completion(self, row: int, eos: bool, ended: bool) -> Completion:
-        actions = self._input_ids[row, self._prompt_lengths[row] : self._lengths[row]].tolist()
         stop: StopReason | None = ("eos" if eos else "length") if ended else None
-        return self.mdp.complete(int(self._prompt_indices[row]), actions, stop)
+        return self.mdp.complete(int(self._prompt_indices[row]), self._actions(row), stop)
+
+    def _actions(self, row: int) -> list[int]:
+        actions: list[int] = self._input_ids[row, self._prompt_lengths[row] : self._lengths[row]].tolist()
+        return actions
+
+    def _action_mask(self, row: int) -> npt.NDArray[np.int8]:
+        return self.mdp.action_mask(int(self._prompt_indices[row]), self._actions(row))
+
+    def action_masks(self) -> BoolRows:
+        """Shape (num_envs, V): True where an action is allowed now.
+
+        All True in a row that waits for its reset (its next action is ignored), and where nothing is constrained.
+
+        Raises:
+            RuntimeError: ``reset`` was never called.
+        """
+        if not self._started:
+            raise RuntimeError("call reset() before action_masks()")
+        masks = np.ones((self.num_envs, self.mdp.tokenizer.vocab_size), dtype=np.bool_)
+        if self.mdp.allowed_tokens is not None:
+            for row in np.flatnonzero(~self._ended).tolist():
+                masks[row] = self._action_mask(row)
+        return masks
 
     def _reset_row(self, row: int, infos: dict[str, Any], index: int | None = None) -> None:
         if index is None:
@@ -275,9 +304,8 @@ class TextGenVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArra
     def _texts(self) -> list[str]:
         texts = []
         for row in range(self.num_envs):
-            actions = self._input_ids[row, self._prompt_lengths[row] : self._lengths[row]].tolist()
             prompt = self.mdp.prompts[int(self._prompt_indices[row])].text
-            texts.append(f"{prompt} ▸ {self.mdp.tokenizer.decode(actions)}")
+            texts.append(f"{prompt} ▸ {self.mdp.tokenizer.decode(self._actions(row))}")
         return texts
 
     def _observations(self) -> Observations:

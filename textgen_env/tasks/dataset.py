@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from textgen_env.lookup import did_you_mean
 from textgen_env.tasks.records import Columns, Record, read_csv, read_jsonl
-from textgen_env.types import Prompt
+from textgen_env.types import AllowedTokens, Prompt
 
 Pair: TypeAlias = Prompt | str | tuple[str, str | Sequence[str] | None]
 """A prompt alone, or with its reference, its references, or ``None`` for none."""
@@ -34,17 +34,32 @@ class TextTask:
     A prompt that occurs twice in a split is one ``Prompt`` with the references of both and the metadata of
     the first. Given splits are taken as they are, overlaps between them included.
 
+    A task may carry its whole game: its words, its length cap, its reward, what is allowed, and the optimum.
+    An environment takes from it what it is not told otherwise; ``dataclasses.replace(task, reward=...)`` adds
+    a part to a finished task. For copies between processes they must pickle: functions of a module, not lambdas.
+
     >>> task = TextTask.from_pairs([("2 + 2 =", "4"), ("2 + 2 =", "four")], fractions=(1, 0, 0))
     >>> task.prompts()[0].references
     ('4', 'four')
 
     Raises:
-        ValueError: a split's name is unknown, or the train split is empty.
+        ValueError: a split's name is unknown, the train split is empty, or ``max_new_tokens`` is below 1.
+        TypeError: ``vocabulary`` is one string.
     """
 
     name: str
     splits: Mapping[str, tuple[Prompt, ...]]
     """Split name ("train", "validation" or "test") -> its prompts, distinct by text."""
+    vocabulary: tuple[str, ...] | None = None
+    """The task's own words: each becomes one token where no tokenizer is given (see `word_tokenizer`)."""
+    max_new_tokens: int | None = None
+    """The length cap of a completion."""
+    reward: Any = None
+    """What `resolve_reward` accepts."""
+    oracle: Callable[[Prompt], str] | None = None
+    """A completion that reaches the optimum for a prompt, under ``reward`` and ``max_new_tokens``."""
+    allowed_tokens: AllowedTokens | str | None = None
+    """Which tokens may come next, or the ``"module:attr"`` of such a function (see `TextMDP`)."""
 
     def __post_init__(self) -> None:
         for split in self.splits:
@@ -54,8 +69,14 @@ class TextTask:
             raise ValueError(
                 f"task '{self.name}': the train split is empty; give it records, or raise the first of fractions"
             )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"task '{self.name}': max_new_tokens must be at least 1, got {self.max_new_tokens}")
         # A copy, so that the caller's mapping cannot change the task. (A mapping proxy would not pickle.)
         object.__setattr__(self, "splits", {split: tuple(items) for split, items in self.splits.items()})
+        if self.vocabulary is not None:
+            if isinstance(self.vocabulary, str):
+                raise TypeError(f"task '{self.name}': vocabulary is one string; give its words, as text.split() does")
+            object.__setattr__(self, "vocabulary", tuple(self.vocabulary))
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split}={len(self.splits[split])}" for split in SPLITS if split in self.splits)
