@@ -60,6 +60,24 @@ def leave_one_out(returns_B: Tensor, groups_B: Tensor) -> Tensor:
     return (sums_R[row_B] - returns_B) / (sizes_R[row_B] - 1)
 
 
+def group_relative(returns_B: Tensor, groups_B: Tensor, *, scale: bool = True, eps: float = 1e-4) -> Tensor:
+    """``(R − mean) / (std + ε)`` over each group (GRPO, Shao et al. 2024, section 4.1.2), shape (B,).
+
+    Without ``scale`` only the mean is taken off (Liu et al. 2025, "Dr. GRPO"). The standard deviation is the sample's
+    (n − 1), 0 for a group of one.
+    """
+    _, row_B, sizes_R = torch.unique(groups_B, return_inverse=True, return_counts=True)
+
+    def total(values_B: Tensor) -> Tensor:
+        return torch.zeros(len(sizes_R), dtype=values_B.dtype, device=values_B.device).index_add(0, row_B, values_B)
+
+    centred_B = returns_B - (total(returns_B) / sizes_R)[row_B]
+    if not scale:
+        return centred_B
+    std_R = (total(centred_B**2) / (sizes_R - 1).clamp(min=1)).sqrt()
+    return centred_B / (std_R[row_B] + eps)
+
+
 def whiten(values_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8) -> Tensor:
     """Shift and scale to mean 0 and variance 1 over the mask; 0 outside it.
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from agents.a2c import A2C, A2CConfig
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig
+from agents.grpo import GRPO, GRPOConfig
+from agents.nlpo import NLPO, NLPOConfig
 from agents.ppo import PPO, PPOConfig
+from agents.reinforce import REINFORCE, REINFORCEConfig
 from textgen_env.lookup import did_you_mean
 
 ALGORITHMS: dict[str, tuple[type[TextAlgorithm], type[AlgorithmConfig]]] = {
+    "reinforce": (REINFORCE, REINFORCEConfig),
+    "a2c": (A2C, A2CConfig),
     "ppo": (PPO, PPOConfig),
+    "grpo": (GRPO, GRPOConfig),
+    "nlpo": (NLPO, NLPOConfig),
 }
 """Name -> the agent's class and its options."""
 

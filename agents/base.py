@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from agents.model_source import (
 )
 from agents.policy import TextPolicy
 from agents.prediction import predict
+from agents.reference import frozen_copy
 from agents.rollout import ActionRule, Collector
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv, TextMDP
@@ -159,11 +159,7 @@ class TextAlgorithm(BaseAlgorithm):
 
     def _make_reference(self) -> TextPolicy | None:
         """A frozen copy of the policy as it stands now; algorithms without a KL penalty return None."""
-        reference = copy.deepcopy(self.policy)
-        reference.requires_grad_(False)
-        if hasattr(reference, "optimizer"):
-            del reference.optimizer
-        return reference
+        return frozen_copy(self.policy)
 
     def refresh_reference(self) -> None:
         """Make the policy, as it is now, the reference (after a supervised warm start, say)."""

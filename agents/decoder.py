@@ -36,6 +36,10 @@ class Decoder:
         self._host_positions = np.zeros(num_slots, dtype=np.int64)  # the same, known without asking the device
         self._columns = torch.arange(capacity, device=device)
 
+    def clear(self) -> None:
+        """Stop all rows."""
+        self.num_rows = 0
+
     @torch.no_grad()
     def start(self, rows: list[int], prompts: list[Tensor]) -> None:
         """Give new prompts to some rows (each below, or just extending, ``num_rows``).

@@ -2,14 +2,19 @@
 
 All estimators take ``d = log π(a) − log π_ref(a)`` of actions sampled from π (Schulman, "Approximating KL
 divergence", 2020). ``k1 = d`` and ``k3 = e^(−d) − 1 + d`` are unbiased values of KL(π‖π_ref), ``k2 = d²/2``
-is not. As a *loss*, k1's expected gradient is zero, so the penalty goes into the reward, without gradient.
+is not. As a *loss* it is the other way round: k2's expected gradient is the KL's, k1's is zero, k3's that of the
+reverse KL(π_ref‖π).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from torch import Tensor
+
+KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 
 
 def k1(log_ratio: Tensor) -> Tensor:
@@ -27,12 +32,21 @@ def k3(log_ratio: Tensor) -> Tensor:
     return (-log_ratio).exp() - 1 + log_ratio
 
 
-def penalised_rewards(rewards_BT: Tensor, log_ratio_BT: Tensor, coef_per_sequence: float, mask_BT: Tensor) -> Tensor:
-    """``r_t − β d_t`` on the mask (Ziegler et al. 2019, equation 2), without gradient.
+ESTIMATORS: dict[KLEstimator, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def penalised_rewards(
+    rewards_BT: Tensor,
+    log_ratio_BT: Tensor,
+    coef_per_sequence: float,
+    mask_BT: Tensor,
+    estimator: KLEstimator = "k1",
+) -> Tensor:
+    """``r_t − β k(d_t)`` on the mask (Ziegler et al. 2019, equation 2, with k1), without gradient.
 
     Summed over an episode the charge is β times the sequence's KL in nats: that is the unit of β.
     """
-    return (rewards_BT - coef_per_sequence * log_ratio_BT.detach()) * mask_BT
+    return (rewards_BT - coef_per_sequence * ESTIMATORS[estimator](log_ratio_BT.detach())) * mask_BT
 
 
 @dataclass

@@ -8,6 +8,20 @@ from torch import Tensor
 from agents.advantages import masked_mean
 
 
+def policy_gradient_loss(
+    log_probs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, *, count: int | None = None
+) -> Tensor:
+    """``−E[A log π(a)]``, whose gradient is the policy gradient (Williams 1992; Sutton et al. 2000).
+
+    Args:
+        log_probs_BT: log π of the actions, with gradients.
+        advantages_BT: advantages, without gradients.
+        mask_BT: True where an action was taken.
+        count: see `masked_mean`.
+    """
+    return -masked_mean(log_probs_BT * advantages_BT, mask_BT, count=count)
+
+
 def clipped_policy_loss(
     log_probs_BT: Tensor,
     old_log_probs_BT: Tensor,

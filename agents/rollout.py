@@ -198,7 +198,7 @@ class Collector:
         """The decoder of the last rollout, empty: its memory is worth keeping."""
         if self._decoder is None or self._decoder.cache.num_slots < rows:
             self._decoder = self.make_decoder(self.policy, rows, self._capacity)
-        self._decoder.num_rows = 0
+        self._decoder.clear()
         return self._decoder
 
     def _draw_prompts(self, count: int, samples: int, asked: Sequence[int] | None) -> npt.NDArray[np.int64] | None:
@@ -247,6 +247,9 @@ class Collector:
             for episode, completion in enumerate(completions):
                 record.infos[episode] = mdp.end_info(completion, scores, episode)
                 record.rewards[episode, : record.lengths[episode]] = scores.token_rewards[episode]
+        if prompts is not None:
+            for info, prompt in zip(record.infos, prompts.tolist(), strict=True):
+                info["prompt_index"] = prompt
         trajectories = record.trajectories(self.policy.device, samples_per_prompt)
         if record.truncated.any():
             trajectories = trajectories.replace(bootstrap_values_B=self._bootstrap(trajectories, record.truncated))

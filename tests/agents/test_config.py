@@ -37,7 +37,7 @@ def test_a_misspelled_option_is_refused_with_the_nearest(name, nearest):
         ({"micro_batch_tokens": 0}, "micro_batch_tokens must be above 0"),
         ({"episodes_per_rollout": 10, "samples_per_prompt": 4}, "must be a multiple of samples_per_prompt=4"),
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),
-        ({"learning_rate_schedule": "cosine"}, "must be one of 'constant', 'linear', 'cosine'"),
+        ({"learning_rate_schedule": "cubic"}, "must be one of 'constant', 'linear', 'cosine'"),
         ({"epochs": 0}, "epochs must be above 0"),
         ({"clip_range": 0.0}, "clip_range must be above 0"),
         ({"minibatches": 13, "episodes_per_rollout": 12}, "13 minibatches need as many prompts, got 12"),

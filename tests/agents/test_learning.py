@@ -2,9 +2,9 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 from agents import PPO
-from agents.ppo import PPOBatch
 from agents.rollout import Collector
 from tests.agents.conftest import gpt2_config, make_env, word_tokenizer
 from textgen_env import TextMDP, TextTask
@@ -67,7 +67,7 @@ class Backwards(PPO):
 
     def prepare(self, trajectories):
         batch = super().prepare(trajectories)
-        return PPOBatch(batch.trajectories, -batch.advantages_BT, batch.returns_BT)
+        return replace(batch, advantages_BT=-batch.advantages_BT)
 
 
 def test_learning_backwards_is_seen():
