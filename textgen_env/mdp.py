@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +102,11 @@ class TextMDP:
         self.max_new_tokens: int = max_new_tokens or self.task.max_new_tokens or MAX_NEW_TOKENS
         allowed = self.task.allowed_tokens if allowed_tokens is None else allowed_tokens
         self.allowed_tokens: AllowedTokens | None = load_entry_point(allowed) if isinstance(allowed, str) else allowed
+        if not (self.allowed_tokens is None or callable(self.allowed_tokens)):
+            raise TypeError(
+                f"allowed_tokens must be a function of prompt, actions and tokenizer, or its 'module:attr'; "
+                f"got {type(self.allowed_tokens).__name__}"
+            )
 
         length = self.max_prompt_tokens + self.max_new_tokens
         vocab = self.tokenizer.vocab_size
@@ -178,16 +182,12 @@ class TextMDP:
         """
         if not self.is_dense:
             return self.score(completions).totals
-        prefixes = [
-            replace(completion, text=self.tokenizer.decode(ids), token_ids=ids, stop_reason=None)
-            for completion in completions
-            for ids in (completion.token_ids[:length] for length in range(1, len(completion.token_ids)))
-        ]
-        newest = [rewards[-1] for rewards in self.score([*prefixes, *completions]).token_rewards]
-        owners = [i for i, completion in enumerate(completions) for _ in completion.token_ids[1:]]
-        totals = np.array(newest[len(prefixes) :], dtype=np.float64)
-        np.add.at(totals, owners, newest[: len(prefixes)])
-        return totals
+        return np.array([self._paid(completion) for completion in completions], dtype=np.float64)
+
+    def _paid(self, completion: Completion) -> float:
+        prefixes = (completion.token_ids[:length] for length in range(1, len(completion.token_ids)))
+        growing = [Completion(completion.prompt, self.tokenizer.decode(ids), ids, None) for ids in prefixes]
+        return float(sum(rewards[-1] for rewards in self.score([*growing, completion]).token_rewards))
 
     def oracle_completion(self, prompt_index: int) -> Completion:
         """The optimal completion of prompt ``prompt_index``, as its task knows it.

@@ -116,12 +116,12 @@ class TextTokenizer:
             ids: list[int] = self.hf.encode(text, **kwargs)
             return ids
         except Exception as error:  # tokenizers raises nothing more specific, and does not say which word
-            words = self.hf.get_vocab()
-            unknown = [word for word in text.split() if word not in words]
-            if "Missing [UNK]" not in str(error) or not unknown:
+            if "Missing [UNK]" not in str(error):
                 raise
+            words = self.hf.get_vocab()
+            unknown = next((word for word in text.split() if word not in words), text)
             raise ValueError(
-                f"the vocabulary has no word '{unknown[0]}', found in {text!r}; {did_you_mean(unknown[0], words)}"
+                f"the vocabulary has no word '{unknown}', found in {text!r}; {did_you_mean(unknown, words)}"
             ) from error
 
     def decode(self, token_ids: Iterable[int]) -> str:

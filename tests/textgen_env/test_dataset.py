@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import pickle
 import random
 import sys
@@ -362,3 +364,43 @@ def test_resolve_errors():
         resolve_task("absent.jsonl")
     with pytest.raises(AttributeError, match="did you mean 'make'"):
         resolve_task(f"{__name__}:mke")
+
+
+# The game a task may carry
+
+
+def last_word(prompt):
+    return prompt.text.split()[-1]
+
+
+def anything(prompt, actions, tokenizer):
+    return range(tokenizer.vocab_size)
+
+
+def test_a_task_carries_its_game():
+    plain = TextTask.from_pairs({"train": ["a", "b"]})
+    assert (plain.vocabulary, plain.max_new_tokens, plain.reward, plain.oracle, plain.allowed_tokens) == (None,) * 5
+    game = {
+        "vocabulary": ("a", "b"),
+        "max_new_tokens": 3,
+        "reward": "rouge_l",
+        "oracle": last_word,
+        "allowed_tokens": anything,
+    }
+    task = dataclasses.replace(plain, **game)
+    for twin in (task, copy.deepcopy(task), pickle.loads(pickle.dumps(task)), TextTask("pairs", plain.splits, **game)):
+        assert twin == task
+        assert {name: getattr(twin, name) for name in game} == game
+    assert dataclasses.replace(plain, vocabulary=["a", "b"]).vocabulary == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("game", "error", "message"),
+    [
+        ({"vocabulary": "a b"}, TypeError, "vocabulary is one string; give its words"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
+    ],
+)
+def test_bad_games(game, error, message):
+    with pytest.raises(error, match=f"task 'pairs': {message}"):
+        dataclasses.replace(TextTask.from_pairs({"train": ["a"]}), **game)

@@ -13,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from textgen_env import TextGenEnv, TextGenVectorEnv, register
 from textgen_env.registry import BUILT_IN
+from textgen_env.tasks import reverse
 
 NEWS = "textgen_env/NewsSummary-v0"
 
@@ -141,6 +142,17 @@ def test_register_a_file(ids, tiny_jsonl):
     assert env.reset(seed=0)[1]["prompt"].startswith("count to ")
     assert gym.make(id, max_new_tokens=7).unwrapped.mdp.max_new_tokens == 7
     assert gym.make_vec(id, num_envs=2).mdp.max_new_tokens == 3
+
+
+def test_a_task_that_brings_its_reward_needs_no_other(ids):
+    named, held = next(ids), next(ids)
+    register(named, task="textgen_env.tasks:reverse", task_kwargs={"length": 2})
+    register(held, task=reverse(length=2))
+    for id in (named, held):
+        mdp = gym.make(id).unwrapped.mdp
+        assert (mdp.reward.name, mdp.max_new_tokens) == ("fraction", 3)
+        assert gym.make_vec(id, num_envs=2, reward=brevity).mdp.reward.function is brevity
+    json.loads(gym.make(named).spec.to_json())
 
 
 def test_registered_arguments_are_the_callers_no_more(ids, tiny_jsonl):

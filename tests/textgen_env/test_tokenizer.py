@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from textgen_env import TextTokenizer, train_tokenizer
+from textgen_env import TextTokenizer, train_tokenizer, word_tokenizer
 from textgen_env.tokenizer import EOS_TOKEN, PAD_TOKEN
 
 CORPUS = ["the cat sat on the mat", "the dog ran to the door", "it rained in the night, and then it rained again"]
@@ -224,3 +224,48 @@ def test_vocabulary_needs_room_for_the_bytes():
     assert len(train_tokenizer(CORPUS, 258)) == 258
     with pytest.raises(ValueError, match="vocab_size=257 is too small: bytes and special tokens need 258"):
         train_tokenizer(CORPUS, 257)
+
+
+# Words
+
+
+def test_one_token_a_word():
+    tokenizer = TextTokenizer(word_tokenizer(["left", "right", "+"]))
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_ids) == (5, 0, (1,))
+    assert tokenizer.encode_prompt("right + left").tolist() == [3, 4, 2]
+    assert tokenizer.encode_completion("right +", "left").tolist() == [2, 1]
+    assert tokenizer.decode([3, 0, 2, 1]) == "right left"
+
+
+def test_the_same_words_share_one_tokenizer():
+    assert word_tokenizer(["a", "b"]) is word_tokenizer("ab")
+    assert word_tokenizer(["b", "a"]).encode("a") == [3]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_unknown_word_is_named(saved, tmp_path):
+    tokenizer = word_tokenizer(["left", "right"])
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = TextTokenizer(tmp_path if saved else tokenizer)
+    assert tokenizer.encode_prompt("left right").tolist() == [2, 3]
+    with pytest.raises(ValueError, match="no word 'rihgt', found in 'left rihgt'; did you mean 'right'"):
+        tokenizer.encode_prompt("left rihgt")
+
+
+def test_a_failure_that_is_no_unknown_word_stays_what_it_is(trained):
+    with pytest.raises(ValueError, match="text input must be of type `str`"):
+        trained.encode_prompt(3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a b"], "'a b' is not one word"),
+        (["a", ""], "'' is not one word"),
+        (["a", "b", "a"], "'a' occurs twice"),
+        (["a", "<eos>"], "'<eos>' occurs twice .* are there already"),
+    ],
+)
+def test_words_must_be_words(words, message):
+    with pytest.raises(ValueError, match=message):
+        word_tokenizer(words)
