@@ -1,4 +1,4 @@
-"""The command ``textgen``: train, evaluate, generate, list."""
+"""The command ``textgen``: train, evaluate, credit, generate, list."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 from agents.algorithms import ALGORITHMS, find_algorithm
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, make_config
+from agents.credit import credit
+from agents.credit_page import credit_lines, write_credit_page
 from agents.document import Texts
 from agents.evaluation import evaluate, on_split
 from agents.invariants import InvariantError
@@ -34,6 +36,7 @@ _EPILOG = """examples:
   textgen train --env textgen_env/NewsSummary-v0 --algo ppo
   textgen train --data news.jsonl --prompt-field article --reference-field headline --reward rouge_l --model gpt2
   textgen evaluate runs/NewsSummary-ppo-20250101-120000
+  textgen credit runs/NewsSummary-ppo-20250101-120000
   textgen generate runs/NewsSummary-ppo-20250101-120000 "Once upon a time"
 """
 
@@ -53,6 +56,9 @@ _TRAIN_EPILOG = """examples:
 
 _EVALUATE = """Score a run's agent, or any causal language model, on held-out prompts: sampled and greedy, with 95 %
 intervals (bootstrap over prompts). A run brings its own environment; --env or --data asks another one."""
+
+_CREDIT = """Show which tokens earned the reward: some held-out prompts answered by a run's agent, every token with its
+advantage, value, reward and KL from the reference. Prints the tokens with their advantages, and writes a page."""
 
 _GENERATE = """Complete prompts, given as arguments or one a line on standard input."""
 
@@ -141,6 +147,15 @@ def _parser(argv: Sequence[str]) -> OptionParser:
     score.add_argument("--output", metavar="FILE", help="also write the figures and all texts as JSON")
     add_options(score, "environment", RunSettings, skip={*_MODEL_FIELDS, *run_fields})
     score.set_defaults(command=_evaluate, parser=score)
+
+    show = commands.add_parser("credit", help="show what every token was credited with", description=_CREDIT)
+    show.add_argument("source", metavar="RUN", help="a run's folder")
+    show.add_argument("--split", default="test", help="validation, test or train (default: test)")
+    show.add_argument("--texts", type=int, default=4, metavar="N", help="at most so many (default: 4)")
+    show.add_argument("--greedy", action="store_true", help="the most likely token each time, instead of sampling")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and sampling (default: 0)")
+    show.add_argument("--output", metavar="FILE", help="the HTML page (default: credit.html in the run's folder)")
+    show.set_defaults(command=_credit, parser=show)
 
     write = commands.add_parser("generate", help="complete prompts", description=_GENERATE)
     write.add_argument("source", metavar="RUN_OR_MODEL", help="a run's folder, a model's folder or a hub name")
@@ -236,6 +251,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.output:
         texts = len(found["sampled"].samples)
         write_json(Path(arguments.output), {kind: one.to_dict(samples=texts) for kind, one in found.items()})
+    return 0
+
+
+def _credit(arguments: argparse.Namespace) -> int:
+    saved = open_saved(arguments.source)
+    if saved.run is None:
+        raise ValueError(
+            f"'{arguments.source}' is a model alone, without the critic and the reference that credit is about: "
+            "name the folder of a run ('textgen train' leaves one)"
+        )
+    mdp = on_split(make_mdp(saved.settings_for({}), tokenizer=saved.tokenizer), arguments.split)
+    agent = load_saved(saved, mdp)
+    texts = credit(agent, mdp, num_texts=arguments.texts, greedy=arguments.greedy, seed=arguments.seed)
+    about = (
+        f"{arguments.source} ({type(agent).__name__}) on {mdp.task.name}, {len(texts)} prompts of the {mdp.split} "
+        f"split, {'greedy' if arguments.greedy else 'sampled'}, seed {arguments.seed}"
+    )
+    output = Path(arguments.output) if arguments.output else saved.run.path / "credit.html"
+    write_credit_page(output, texts, title="Credit of every token", about=f"{about}.")
+    print(about, *(_labelled(credit_lines(text)) for text in texts), f"page: {output}", sep="\n\n")
     return 0
 
 

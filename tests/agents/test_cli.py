@@ -82,6 +82,29 @@ def test_evaluate_a_run_and_its_model(run_folder, data, tmp_path, capsys):
     assert "did you mean 'test'" in capsys.readouterr().err
 
 
+def test_credit_prints_tokens_and_writes_a_page(run_folder, tmp_path, capsys):
+    assert main(["credit", str(run_folder), "--texts", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{run_folder} (PPO) on pets, 2 prompts of the test split, sampled, seed 0" in printed
+    assert len(re.findall(r"^Advantages  \S+\([+-]\d\.\d\d\)", printed, re.MULTILINE)) == 2
+    assert f"page: {run_folder / 'credit.html'}" in printed
+    page = (run_folder / "credit.html").read_text(encoding="utf-8")
+    assert page.count("<h2>Text ") == 2
+
+    other = tmp_path / "other.html"
+    asked = ["--split", "train", "--greedy", "--seed", "3", "--output", str(other)]
+    assert main(["credit", str(run_folder), *asked]) == 0
+    assert "4 prompts of the train split, greedy, seed 3" in capsys.readouterr().out
+    assert other.read_text(encoding="utf-8").count("<h2>Text ") == 4
+
+    assert main(["credit", str(run_folder), "--split", "tset"]) == 2
+    assert "did you mean 'test'" in capsys.readouterr().err
+    assert main(["credit", str(run_folder / "model")]) == 2
+    assert "name the folder of a run" in capsys.readouterr().err
+    assert main(["credit", str(run_folder), "--texts", "0"]) == 2
+    assert "num_texts=0" in capsys.readouterr().err
+
+
 def test_generate(run_folder, capsys, monkeypatch):
     prompt = "Ann has 2 cats."
     assert main(["generate", str(run_folder), prompt, "--greedy"]) == 0
@@ -151,6 +174,7 @@ def test_list(capsys):
         ("train --env textgen_env/NewsSummary-v0 more", "unexpected argument 'more'"),
         ("train --data nowhere.jsonl --reward rouge_l", "nowhere.jsonl"),
         ("evaluate ./nowhere", "no run folder"),
+        ("credit ./nowhere", "no run folder"),
         ("generate ./nowhere hello", "no run folder"),
     ],
 )
@@ -163,7 +187,7 @@ def test_bad_input_says_how_to_mend_it(arguments, message, capsys, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "list"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "credit", "generate", "list"])
 def test_help_mentions_every_option(command, capsys):
     parser = agents.cli._parser([command])._subparsers._group_actions[0].choices[command]
     assert main([command, "--help"]) == 0
