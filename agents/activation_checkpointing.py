@@ -15,8 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def recomputing(model: nn.Module) -> Iterator[None]:
     """Within the context each transformer layer keeps only its input, and is run again for its gradients.
 
-    transformers recomputes in training mode alone, which would turn dropout on. Here only the layer's own flag is
-    raised: the modules inside, dropout among them, stay in eval mode.
+    transformers recomputes in training mode alone, which turns dropout on: several architectures (OPT, Falcon) apply
+    it by the layer's own flag, so that not even the layer alone may be put in that mode. Here its forward is wrapped.
 
     Raises:
         ValueError: the architecture has no layers that transformers can recompute.
@@ -26,12 +26,13 @@ def recomputing(model: nn.Module) -> Iterator[None]:
         raise ValueError(
             f"{type(model).__name__} has no layers that can be recomputed: leave gradient_checkpointing off"
         )
-    run_again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn inside
-    for layer in layers:
-        layer._gradient_checkpointing_func = run_again  # type: ignore[assignment]
-        layer.gradient_checkpointing = layer.training = True
+    replaced = [vars(layer).get("forward") for layer in layers]  # a wrapper of somebody else's, put back afterwards
+    for layer in layers:  # nothing is drawn inside, so no generator has to be put back
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.gradient_checkpointing = layer.training = False
+        for layer, forward in zip(layers, replaced, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agents.activation_checkpointing import recomputing
+from agents.adapters import has_adapter, merged
 from agents.packing import Places, packed, separate, sharing_pays
 from agents.slot_cache import SlotCache
 from agents.trajectories import Trajectories
@@ -227,8 +228,13 @@ class TextPolicy(nn.Module):
         return separate(input_ids_BS, prompt_lengths_B, action_mask_BT)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads (the value head is not part of it)."""
-        self.model.save_pretrained(str(folder))
+        """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads (the value head is not part of it).
+
+        An adapter (LoRA) is merged into a copy of the model: the folder needs no peft, and this policy goes on with
+        its own. ``policy.model.save_pretrained(folder)`` writes the adapter alone.
+        """
+        model = merged(self.model) if has_adapter(self.model) else self.model
+        model.save_pretrained(str(folder))
 
 
 def chosen(log_probs_NV: Tensor, actions_N: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from agents.adapters import add_lora
 from agents.config import option
-from agents.model_source import ModelSource
+from agents.model_source import ModelSource, load_model
 from agents.models import small_gpt2
 from textgen_env import TextMDP, TextTask
 from textgen_env.lookup import did_you_mean
@@ -49,6 +50,10 @@ class RunSettings:
     heads: int = option(4, "its attention heads")
     vocab_size: int | None = option(None, "size of the tokenizer trained for it; by default the environment's own")
 
+    lora_rank: int | None = option(
+        None, "train low-rank adapters of this rank on all linear layers instead of the model's own weights"
+    )
+
     algo: str = option("ppo", "the algorithm; see 'textgen list'")
     total_tokens: int = option(200_000, "tokens to act in all; the last rollout may run over")
     warm_start_epochs: float | None = option(
@@ -70,7 +75,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if (self.env is None) == (self.data is None):
             raise ValueError("say where the prompts come from: either env (a registered id) or data (your own)")
-        for name in ("total_tokens", "eval_prompts", "threads", "eval_every", "checkpoint_every"):
+        for name in ("total_tokens", "eval_prompts", "threads", "eval_every", "checkpoint_every", "lora_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -140,17 +145,26 @@ def make_mdp(settings: RunSettings, tokenizer: Any = None) -> TextMDP:
 
 
 def make_model(settings: RunSettings, mdp: TextMDP) -> ModelSource:
-    """What the agent is to be built on: the named model, or the configuration of a fresh one that fits ``mdp``."""
-    if settings.model is not None:
-        source: ModelSource = settings.model
+    """What the agent is to be built on: the named model, or the configuration of a fresh one that fits ``mdp``.
+
+    With ``lora_rank`` it is that model itself, adapters on it.
+
+    Raises:
+        ImportError: ``lora_rank`` is given, and peft is not installed.
+    """
+    source: ModelSource = settings.model
+    if settings.model is None:
+        source = small_gpt2(
+            mdp.tokenizer,
+            positions=mdp.max_prompt_tokens + mdp.max_new_tokens,
+            layers=settings.layers,
+            width=settings.width,
+            heads=settings.heads,
+        )
+    if settings.lora_rank is None:
         return source
-    return small_gpt2(
-        mdp.tokenizer,
-        positions=mdp.max_prompt_tokens + mdp.max_new_tokens,
-        layers=settings.layers,
-        width=settings.width,
-        heads=settings.heads,
-    )
+    adapted: Any = add_lora(load_model(source, settings.seed), settings.lora_rank, settings.seed)
+    return adapted
 
 
 def environment_ids() -> dict[str, Mapping[str, Any]]:
