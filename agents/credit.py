@@ -43,7 +43,7 @@ class TokenCredit:
     kl: float | None
     """d_t = log π − log π_ref in nats (k1), this token's share of the completion's KL; None without a reference."""
     advantage: float
-    """A_t in reward units, as `credit` says, not whitened."""
+    """A_t as `credit` says, not whitened; in reward units (GRPO's in standard deviations of its group)."""
 
     @property
     def probability(self) -> float:
