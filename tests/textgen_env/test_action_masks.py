@@ -18,6 +18,8 @@ EOS, A, E = 1, 2, 6
 
 def climbing(prompt, actions, tokenizer):
     """EOS once there is a word; words from the prompt's first on, each at least the last: all three are used."""
+    if EOS in actions:
+        return []  # an error: nobody may ask what follows a finished text
     ids = tokenizer.encode_prompt(prompt.text)
     lowest = actions[-1] if actions else ids[0]
     return [*([EOS] if actions else []), *range(lowest, tokenizer.vocab_size)]

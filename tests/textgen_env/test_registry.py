@@ -152,7 +152,7 @@ def test_a_task_that_brings_its_reward_needs_no_other(ids):
         mdp = gym.make(id).unwrapped.mdp
         assert (mdp.reward.name, mdp.max_new_tokens) == ("fraction", 3)
         assert gym.make_vec(id, num_envs=2, reward=brevity).mdp.reward.function is brevity
-    json.loads(gym.make(named).spec.to_json())
+    assert "reward" not in json.loads(gym.make(named).spec.to_json())["kwargs"]
 
 
 def test_registered_arguments_are_the_callers_no_more(ids, tiny_jsonl):
