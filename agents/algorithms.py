@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from agents.a2c import A2C, A2CConfig
 from agents.base import TextAlgorithm
+from agents.cloning import ExpertIteration, ExpertIterationConfig
 from agents.config import AlgorithmConfig
 from agents.grpo import GRPO, GRPOConfig
 from agents.nlpo import NLPO, NLPOConfig
 from agents.ppo import PPO, PPOConfig
+from agents.random_agent import Random
 from agents.reinforce import REINFORCE, REINFORCEConfig
 from textgen_env.lookup import did_you_mean
 
@@ -17,6 +19,8 @@ ALGORITHMS: dict[str, tuple[type[TextAlgorithm], type[AlgorithmConfig]]] = {
     "ppo": (PPO, PPOConfig),
     "grpo": (GRPO, GRPOConfig),
     "nlpo": (NLPO, NLPOConfig),
+    "expert_iteration": (ExpertIteration, ExpertIterationConfig),
+    "random": (Random, AlgorithmConfig),
 }
 """Name -> the agent's class and its options."""
 

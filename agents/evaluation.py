@@ -44,6 +44,8 @@ class Evaluation:
     split: str
     greedy: bool
     samples_per_prompt: int
+    best_of: int
+    """Completions drawn for each one that counts; the reward chose the best of them. 1 is no choice."""
     mean: float
     """Mean reward of a completion, undiscounted."""
     interval: Interval | None
@@ -60,7 +62,8 @@ class Evaluation:
     entropy: float
     """Mean entropy of the policy's next-token distribution, in nats a token."""
     kl_per_sequence: float | None
-    """KL(π‖reference) in nats a completion, from the sampled log-ratios; None if greedy or without a reference."""
+    """KL(π‖reference) in nats a completion, from the sampled log-ratios; None if greedy, best of several, or without
+    a reference."""
     kl_interval: Interval | None
     distinct_1: float
     """Distinct words by all words of the completions (Li et al. 2016): low means that the texts are alike."""
@@ -79,7 +82,8 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The evaluation that `to_dict` wrote."""
+        """The evaluation that `to_dict` wrote; one without ``best_of`` comes from a time before there was a choice."""
+        data = {"best_of": 1, **data}
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         return cls(**{**plain, "samples": tuple(Sample(**sample) for sample in data["samples"])})
 
@@ -90,6 +94,7 @@ def evaluate(
     *,
     num_prompts: int = 200,
     samples_per_prompt: int = 1,
+    best_of: int = 1,
     greedy: bool = False,
     seed: int = 0,
 ) -> Evaluation:
@@ -100,6 +105,9 @@ def evaluate(
         mdp: the rules, on a held-out split (see `on_split`).
         num_prompts: prompts, drawn without replacement; all of the split where it has fewer.
         samples_per_prompt: completions a prompt.
+        best_of: draw so many for each completion and keep the one with the highest reward: best-of-n decoding, what
+            a reward buys without training. The KL of such a policy is at most log n − (n − 1)/n (Beirami et al.
+            2024); the sampled estimate would miss it, so none is given.
         greedy: the most likely token each time, instead of sampling at the training temperature.
         seed: seeds the choice of prompts, the sampling and the bootstrap: agents evaluated with the same seed
             answer the same prompts.
@@ -113,28 +121,33 @@ def evaluate(
             f"the agent acts with {agent.policy.vocab_size} tokens, the environment has {mdp.tokenizer.vocab_size}: "
             "make the environment with the agent's tokenizer (tokenizer=agent.tokenizer)"
         )
-    if num_prompts < 1 or samples_per_prompt < 1:
-        raise ValueError(f"num_prompts={num_prompts} and samples_per_prompt={samples_per_prompt} must be at least 1")
-    if greedy and samples_per_prompt > 1:
-        raise ValueError("greedy completions of one prompt are all equal: leave samples_per_prompt at 1")
+    if min(num_prompts, samples_per_prompt, best_of) < 1:
+        counts = f"num_prompts={num_prompts}, samples_per_prompt={samples_per_prompt}, best_of={best_of}"
+        raise ValueError(f"{counts}: each must be at least 1")
+    if greedy and samples_per_prompt * best_of > 1:
+        raise ValueError("greedy completions of one prompt are all equal: leave samples_per_prompt and best_of at 1")
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(mdp.prompts))[:num_prompts])
-    episodes = len(chosen) * samples_per_prompt
+    episodes = len(chosen) * samples_per_prompt * best_of
     env = TextGenVectorEnv(min(episodes, _ROWS), mdp=mdp, autoreset_mode="Disabled", defer_scoring=not mdp.is_dense)
     collector = Collector(env, agent.policy, seed=seed)
     played = collector.collect(
-        episodes, samples_per_prompt=samples_per_prompt, prompt_indices=chosen.tolist(), greedy=greedy
+        episodes, samples_per_prompt=samples_per_prompt * best_of, prompt_indices=chosen.tolist(), greedy=greedy
     )
     assert played is not None  # nobody abandons it
+    if best_of > 1:
+        best = played.returns_B.reshape(-1, best_of).argmax(-1)
+        played = played.select(torch.arange(len(best), device=best.device) * best_of + best)
     scores = _by_prompt(played.returns_B, samples_per_prompt)
     entropy, log_ratios_B = _entropy_and_log_ratios(agent, played)
-    kl_N = None if greedy or log_ratios_B is None else _by_prompt(log_ratios_B, samples_per_prompt)
+    kl_N = None if greedy or best_of > 1 or log_ratios_B is None else _by_prompt(log_ratios_B, samples_per_prompt)
     texts = [info["text"] for info in played.infos]
     return Evaluation(
         task=mdp.task.name,
         split=mdp.split,
         greedy=greedy,
         samples_per_prompt=samples_per_prompt,
+        best_of=best_of,
         mean=float(scores.mean()),
         interval=bootstrap_interval(scores, generator),
         scores=tuple(scores.tolist()),

@@ -160,3 +160,33 @@ def test_the_callback_evaluates_at_the_start_and_every_so_many_tokens(tmp_path):
 def test_callbacks_refuse_an_interval_of_nothing(make):
     with pytest.raises(ValueError, match="at least 1 token"):
         make()
+
+
+# --- best of n --------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_keeps_the_best_of_the_same_draws(agent):
+    """Drawn with one seed, the completions are those of an evaluation with n samples a prompt."""
+    every = evaluate(agent, make_mdp(), num_prompts=4, samples_per_prompt=6, seed=5)
+    best = evaluate(agent, make_mdp(), num_prompts=4, samples_per_prompt=2, best_of=3, seed=5)
+    drawn = np.reshape([sample.score for sample in every.samples], (4, 2, 3))
+    assert best.scores == pytest.approx(drawn.max(-1).mean(-1), abs=1e-6)
+    assert best.mean > every.mean
+    assert len(best.samples) == 8
+    assert best.kl_per_sequence is None
+    assert best.mean == pytest.approx(np.mean([sample.score for sample in best.samples]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"best_of": 0}, "best_of=0: each must be at least 1"), ({"best_of": 2, "greedy": True}, "all equal")],
+)
+def test_a_choice_that_is_none_is_refused(agent, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(agent, make_mdp(), **options)
+
+
+def test_an_evaluation_written_before_there_was_a_choice_is_read(agent):
+    found = evaluate(agent, make_mdp(), num_prompts=2)
+    old = {key: value for key, value in found.to_dict().items() if key != "best_of"}
+    assert Evaluation.from_dict(old) == found
