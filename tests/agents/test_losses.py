@@ -1,7 +1,5 @@
 """The policy gradient against exact enumeration, and PPO's loss against SB3's own."""
 
-import itertools
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,74 +7,11 @@ import stable_baselines3
 import torch
 
 from agents.advantages import gae, masked_mean
-from agents.losses import clipped_policy_loss, value_loss
-from tests.agents.conftest import gradients, largest_gap, make_agent, make_env, make_mdp, make_policy
+from agents.losses import clipped_policy_loss, policy_gradient_loss, value_loss
+from tests.agents.conftest import gradients, largest_gap
+from tests.agents.tree import COMPLETIONS, DEPTH, EOS, Tree
 
-# --- every completion of a tree of three tokens, four deep ------------------------------------------------
-
-EOS, DEPTH = 0, 4
-COMPLETIONS = [
-    tokens
-    for length in range(1, DEPTH + 1)
-    for tokens in itertools.product(range(3), repeat=length)
-    if EOS not in tokens[:-1] and (tokens[-1] == EOS or length == DEPTH)
-]
-
-
-class Tree:
-    """A tiny policy, all 31 trajectories of one prompt, and a reward for each."""
-
-    def __init__(self):
-        self.policy = make_policy(vocab_size=3)
-        prompt = [2, 1]
-        count = len(COMPLETIONS)
-        self.prompt_lengths = torch.full((count,), len(prompt))
-        self.lengths = torch.tensor([len(tokens) for tokens in COMPLETIONS])
-        self.mask = torch.arange(DEPTH) < self.lengths[:, None]
-        self.input_ids = torch.zeros(count, len(prompt) + DEPTH, dtype=torch.long)
-        for row, tokens in enumerate(COMPLETIONS):
-            self.input_ids[row, : len(prompt) + len(tokens)] = torch.tensor([*prompt, *tokens])
-        generator = torch.Generator().manual_seed(4)
-        self.scores = torch.randn(count, generator=generator, dtype=torch.float64)
-        self.rewards = torch.zeros(count, DEPTH, dtype=torch.float64)
-        self.rewards[range(count), self.lengths - 1] = self.scores
-        # An arbitrary baseline is a function of the prefix alone.
-        prefixes = sorted({tokens[:t] for tokens in COMPLETIONS for t in range(len(tokens))})
-        level = dict(zip(prefixes, torch.randn(len(prefixes), generator=generator).tolist(), strict=True))
-        self.baseline = torch.zeros_like(self.rewards)
-        for row, tokens in enumerate(COMPLETIONS):
-            for t in range(len(tokens)):
-                self.baseline[row, t] = level[tokens[:t]]
-
-    def log_probs(self):
-        return self.policy.score_actions(self.input_ids, self.prompt_lengths, self.mask)[0]
-
-    def gradient(self, objective):
-        self.policy.zero_grad(set_to_none=True)
-        objective.backward()
-        return gradients(self.policy.model)
-
-    def exact_gradient(self):
-        """∇ Σ_τ p(τ) R(τ), by autograd through the probabilities themselves."""
-        return self.gradient((self.log_probs().sum(-1).exp() * self.scores).sum())
-
-    def expected_gradient(self, advantages, mask=None, per_sequence=False):
-        """−E_τ[∇ loss(τ)]: the library's loss of each trajectory by itself, weighted by p(τ)."""
-        log_probs = self.log_probs()
-        mask = self.mask if mask is None else mask
-        expected = torch.zeros((), dtype=torch.float64)
-        for row in range(len(COMPLETIONS)):
-            one = slice(row, row + 1)
-            loss = clipped_policy_loss(
-                log_probs[one],
-                log_probs[one].detach(),
-                advantages[one],
-                mask[one],
-                clip_range=0.2,
-                count=int(self.lengths[row]) if per_sequence else 1,
-            )
-            expected = expected - log_probs[row].detach().sum().exp() * loss
-        return self.gradient(expected)
+# --- the tree ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -84,80 +19,95 @@ def tree():
     return Tree()
 
 
+@pytest.fixture(scope="module")
+def baseline(tree):
+    """An arbitrary function of the prefix alone."""
+    prefixes = sorted({tokens[:t] for tokens in COMPLETIONS for t in range(len(tokens))})
+    level = dict(zip(prefixes, np.random.default_rng(0).standard_normal(len(prefixes)), strict=True))
+    values = torch.zeros_like(tree.rewards)
+    for row, tokens in enumerate(COMPLETIONS):
+        for t in range(len(tokens)):
+            values[row, t] = level[tokens[:t]]
+    return values
+
+
 def test_the_tree_is_complete(tree):
     assert len(COMPLETIONS) == 31
-    assert float(tree.log_probs().detach().sum(-1).exp().sum()) == pytest.approx(1, abs=1e-12)
+    assert max(map(len, COMPLETIONS)) == DEPTH
+    assert float(tree.probabilities().detach().sum()) == pytest.approx(1, abs=1e-12)
 
 
 def advantages_of(tree, values, lam=1.0):
     return gae(tree.rewards, values, tree.mask, gamma=1.0, lam=lam)[0]
 
 
-@pytest.mark.parametrize("baseline", [False, True])
-def test_the_expected_gradient_is_the_exact_one(tree, baseline):
-    values = tree.baseline if baseline else torch.zeros_like(tree.baseline)
+def clipped(log_probs, advantages, mask, count):
+    return clipped_policy_loss(log_probs, log_probs.detach(), advantages, mask, clip_range=0.2, count=count)
+
+
+def plain(log_probs, advantages, mask, count):
+    return policy_gradient_loss(log_probs, advantages, mask, count=count)
+
+
+def expected_gradient(tree, loss, advantages, mask=None, per_sequence=False):
+    """−E_τ[∇ loss(τ)]: the library's loss of each trajectory by itself, weighted by p(τ)."""
+    log_probs = tree.log_probs()
+    mask = tree.mask if mask is None else mask
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, p in enumerate(tree.probabilities().tolist()):
+        one = slice(row, row + 1)
+        count = int(tree.lengths[row]) if per_sequence else 1
+        expected = expected - p * loss(log_probs[one], advantages[one], mask[one], count)
+    return tree.gradient(expected)
+
+
+@pytest.mark.parametrize("loss", [clipped, plain])
+@pytest.mark.parametrize("measured", [False, True])
+def test_the_expected_gradient_is_the_exact_one(tree, baseline, loss, measured):
+    values = baseline if measured else torch.zeros_like(baseline)
     exact = tree.exact_gradient()
     assert max(float(g.abs().max()) for g in exact.values()) > 0.01
-    assert largest_gap(tree.expected_gradient(advantages_of(tree, values)), exact) < 1e-12
+    assert largest_gap(expected_gradient(tree, loss, advantages_of(tree, values)), exact) < 1e-12
 
 
-def without_eos(tree):
+def without_eos(tree, baseline):
     mask = tree.mask.clone()
     for row, tokens in enumerate(COMPLETIONS):
         if tokens[-1] == EOS:
             mask[row, len(tokens) - 1] = False
-    return {"advantages": advantages_of(tree, torch.zeros_like(tree.rewards)), "mask": mask}
+    return {"advantages": advantages_of(tree, baseline), "mask": mask}
 
 
+def of_the_action(tree, baseline):
+    """A baseline that has seen what it is to be compared with: the level of the prefix after the action."""
+    late = torch.cat([baseline[:, 1:], torch.zeros_like(baseline[:, :1])], dim=-1)
+    return {"advantages": advantages_of(tree, late)}
+
+
+@pytest.mark.parametrize("loss", [clipped, plain])
 @pytest.mark.parametrize(
     "variant",
     [
         without_eos,
-        lambda tree: {"advantages": advantages_of(tree, torch.zeros_like(tree.rewards)), "per_sequence": True},
-        lambda tree: {"advantages": advantages_of(tree, tree.baseline, lam=0.9)},
-        lambda tree: {"advantages": tree.rewards},
-        lambda tree: {"advantages": -advantages_of(tree, tree.baseline)},
+        of_the_action,
+        lambda tree, _: {"advantages": advantages_of(tree, torch.zeros_like(tree.rewards)), "per_sequence": True},
+        lambda tree, baseline: {"advantages": advantages_of(tree, baseline, lam=0.9)},
+        lambda tree, _: {"advantages": tree.rewards},
+        lambda tree, baseline: {"advantages": -advantages_of(tree, baseline)},
     ],
-    ids=["EOS masked out", "mean a sequence", "lambda .9 on a wrong critic", "no reward to go", "sign"],
+    ids=[
+        "EOS masked out",
+        "baseline of the own action",
+        "mean a sequence",
+        "lambda .9 on a wrong critic",
+        "no reward to go",
+        "sign",
+    ],
 )
-def test_a_biased_variant_is_seen(tree, variant):
+def test_a_biased_variant_is_seen(tree, baseline, loss, variant):
     """Must fail: each of these is a known way to train towards something else."""
-    assert largest_gap(tree.expected_gradient(**variant(tree)), tree.exact_gradient()) > 1e-3
-
-
-def test_the_whole_update_of_the_library_is_exact(tree):
-    """Through PPO's own `prepare` and `accumulate_gradients`: all trajectories as one rollout, weighted by p(τ)."""
-    env = make_env(mdp=make_mdp(words="a", max_new_tokens=DEPTH, prompts=["a a"]))  # 3 tokens
-    agent = make_agent(
-        env,
-        gae_lambda=1.0,
-        whiten_advantages=False,
-        kl_coef_per_sequence=0.0,
-        value_coef=0.0,
-        check_invariants=False,
-        episodes_per_rollout=len(COMPLETIONS),
-        minibatches=1,
-    )
-    agent.policy = tree.policy
-    some = agent.collector.collect(len(COMPLETIONS))
-    log_probs = tree.log_probs().detach()
-    weights = log_probs.sum(-1).exp()
-    rollout = some.replace(
-        input_ids_BS=tree.input_ids,
-        prompt_lengths_B=tree.prompt_lengths,
-        action_mask_BT=tree.mask,
-        log_probs_BT=log_probs,
-        values_BT=torch.zeros_like(log_probs),
-        rewards_BT=tree.rewards * weights[:, None],
-        bootstrap_values_B=torch.zeros_like(weights),
-        prompt_groups_B=torch.zeros_like(tree.lengths),
-    )
-    exact = tree.exact_gradient()
-    tree.policy.zero_grad(set_to_none=True)
-    stats = agent.accumulate_gradients(agent.prepare(rollout), torch.arange(len(COMPLETIONS)))
-    assert stats["policy/ratio"] == pytest.approx(1, abs=1e-12)
-    ascent = {name: -gradient * rollout.num_tokens for name, gradient in gradients(tree.policy.model).items()}
-    assert largest_gap(ascent, exact) < 1e-12
+    found = expected_gradient(tree, loss, **variant(tree, baseline))
+    assert largest_gap(found, tree.exact_gradient()) > 1e-3
 
 
 # --- SB3 --------------------------------------------------------------------------------------------------
