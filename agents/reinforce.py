@@ -103,9 +103,12 @@ class REINFORCE(PolicyGradient):
         """The reward of each prompt's greedy completion (self-critical training, Rennie et al. 2017), shape (B,).
 
         Its tokens count as played.
+
+        Raises:
+            ValueError: the environment draws its prompts itself.
         """
         samples = self.config.samples_per_prompt
-        prompts = [info["prompt_index"] for info in trajectories.infos[::samples]]
+        prompts = [info.get("prompt_index") for info in trajectories.infos[::samples]]
         greedy = self.collector.collect(len(prompts), prompt_indices=prompts, greedy=True)
         assert greedy is not None  # nobody abandons it
         self.num_timesteps += greedy.num_tokens
