@@ -14,14 +14,13 @@ from torch import Tensor
 
 from agents.advantages import gae
 from agents.base import TextAlgorithm
-from agents.kl import k1, penalised_rewards
+from agents.evaluation import collector_on
+from agents.kl import k1
 from agents.policy_gradient import PolicyGradient
 from agents.rollout import Collector, sample_actions
 from agents.shaping import shaped_rewards
 from agents.trajectories import Trajectories
-from textgen_env import TextGenVectorEnv, TextMDP, TextTokenizer
-
-_ROWS = 64
+from textgen_env import TextMDP, TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,9 @@ def credit(
     Raises:
         ValueError: no prompts were asked for, one does not exist, or the environment's vocabulary is not the agent's.
     """
-    if mdp.tokenizer.vocab_size != agent.policy.vocab_size:
-        raise ValueError(
-            f"the agent acts with {agent.policy.vocab_size} tokens, the environment has {mdp.tokenizer.vocab_size}: "
-            "make the environment with the agent's tokenizer (tokenizer=agent.tokenizer)"
-        )
     prompts = _chosen_prompts(len(mdp.prompts), prompt_indices, num_texts, seed)
     samples = agent.config.samples_per_prompt if isinstance(agent, PolicyGradient) else 1
-    episodes = len(prompts) * samples
-    env = TextGenVectorEnv(min(episodes, _ROWS), mdp=mdp, autoreset_mode="Disabled", defer_scoring=not mdp.is_dense)
-    collector = Collector(env, agent.policy, seed=seed)
+    collector = collector_on(agent, mdp, len(prompts) * samples, seed)
     played = _play(collector, prompts, samples, greedy=greedy)
     log_probs_BT, values_BT, entropies_BT = _score(agent, played)
     log_ratio_BT = None
@@ -210,15 +202,12 @@ def _score(agent: TextAlgorithm, played: Trajectories) -> tuple[Tensor, Tensor, 
 
 def _advantages(agent: TextAlgorithm, played: Trajectories, log_ratio_BT: Tensor | None) -> tuple[Tensor, float]:
     """``advantages_BT`` before whitening, and the β that they charge."""
-    mask_BT = played.action_mask_BT
-    rewards_BT = shaped_rewards(played, agent.config)
     if not isinstance(agent, PolicyGradient):
-        return gae(rewards_BT, played.values_BT, mask_BT, gamma=agent.config.gamma, lam=1.0)[0], 0.0
-    kl_coef = 0.0
-    if log_ratio_BT is not None and agent.config.kl_in == "reward":
-        kl_coef = agent.kl_controller.coef
-        rewards_BT = penalised_rewards(rewards_BT, log_ratio_BT, kl_coef, mask_BT, agent.config.kl_estimator)
-    return agent.estimate_advantages(played, rewards_BT)[0], kl_coef
+        rewards_BT = shaped_rewards(played, agent.config)
+        return gae(rewards_BT, played.values_BT, played.action_mask_BT, gamma=agent.config.gamma, lam=1.0)[0], 0.0
+    charged = log_ratio_BT is not None and agent.config.kl_in == "reward"
+    advantages_BT, _ = agent.estimate_advantages(played, agent.learner_rewards(played, log_ratio_BT))
+    return advantages_BT, agent.kl_controller.coef if charged else 0.0
 
 
 def _tokens(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from agents.credit import TextCredit, TokenCredit
-from agents.document import _PAGE, _STYLE, Heading, Paragraph, Table, Texts, _html
+from agents.document import Heading, Paragraph, Table, Texts, html_of, html_page
 
 Read = Callable[[TokenCredit], float | None]
 _BAND = 14
@@ -56,11 +56,11 @@ def credit_page(texts: Sequence[TextCredit], *, title: str, about: str) -> str:
     """
     tokens = [token for text in texts for token in text.tokens]
     scales = {name: max(abs(read(token) or 0.0) for token in tokens) for name, (read, *_) in _rows(tokens)}
-    body = [_html(Heading(title, level=1)), _html(Paragraph(about)), *_scale(texts, scales["advantage"])]
+    body = [html_of(Heading(title, level=1)), html_of(Paragraph(about)), *_scale(texts, scales["advantage"])]
     for number, text in enumerate(texts, start=1):
         body += _text(number, text, scales)
     body += _glossary(list(scales))
-    return _PAGE.format(title=html.escape(title), style=_STYLE + _CREDIT_STYLE, body="\n".join(body))
+    return html_page(title, body, _CREDIT_STYLE)
 
 
 def credit_lines(text: TextCredit) -> Texts:
@@ -89,7 +89,7 @@ def _scale(texts: Sequence[TextCredit], most: float) -> Iterator[str]:
         "<span>advantage of a token; point at one for all its figures</span></p>"
     )
     charge = texts[0].kl_coef_per_sequence
-    yield _html(
+    yield html_of(
         Paragraph(
             "Advantages are the agent's own, before whitening, of the reward"
             f"{f' less {charge:.3g} for each nat of KL' if charge else ''}."
@@ -100,8 +100,8 @@ def _scale(texts: Sequence[TextCredit], most: float) -> Iterator[str]:
 
 def _glossary(names: Sequence[str]) -> Iterator[str]:
     measures = {**{name: _BARS[name] for name in names}, **_FIGURES}
-    yield _html(Heading("What the figures mean"))
-    yield _html(
+    yield html_of(Heading("What the figures mean"))
+    yield html_of(
         Table(
             ["", "meaning", "unit"], [(name, what, unit) for name, (_, what, unit) in measures.items()], numeric=False
         )
@@ -109,11 +109,11 @@ def _glossary(names: Sequence[str]) -> Iterator[str]:
 
 
 def _text(number: int, text: TextCredit, scales: dict[str, float]) -> Iterator[str]:
-    yield _html(Heading(f"Text {number}"))
+    yield html_of(Heading(f"Text {number}"))
     items = [("Prompt", text.prompt)]
     if text.reference is not None:
         items.append(("Reference", text.reference))
-    yield _html(Texts(items))
+    yield html_of(Texts(items))
     tokens = "".join(_token(token, scales["advantage"]) for token in text.tokens)
     yield f'<p class="totals">Completion: {html.escape(_totals(text))}</p>\n<p class="completion">{tokens}</p>'
     for start in range(0, len(text.tokens), _BAND):
@@ -184,7 +184,7 @@ def _figure(value: float | None, name: str) -> str:
 
 # Blue and orange differ for every kind of colour vision, and the bars say the sign without any colour.
 _CREDIT_STYLE = """
-:root { color-scheme: light dark; --up: 37 99 184; --down: 212 105 30; --line: #c9cedb; --faint: #6b7285; }
+:root { --up: 37 99 184; --down: 212 105 30; }
 .up { background: rgb(var(--up) / calc(var(--x) * .6)); } .down { background: rgb(var(--down) / calc(var(--x) * .6)); }
 .scale { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; font-size: .9rem; }
 .scale i { width: 10rem; height: 1rem; border: 1px solid var(--line);
@@ -195,7 +195,7 @@ _CREDIT_STYLE = """
 .completion .special { margin-left: .4em; padding: .2em .4em; font: .75em ui-monospace, monospace; }
 .strip { margin: .6rem 0 1rem; font-size: .75rem; }
 .strip th, .strip td, .strip tr + tr td { padding: .15rem .4rem; border: 0; text-align: center; white-space: pre; }
-.strip tr > th:first-child { position: sticky; left: 0; padding-left: 0; text-align: left; background: #fff; }
+.strip tr > th:first-child { position: sticky; left: 0; padding-left: 0; text-align: left; background: var(--paper); }
 .strip tr:first-child th { border-bottom: 1px solid var(--line); }
 .bars td { vertical-align: bottom; } .strip .bars > th:first-child { vertical-align: top; padding-top: .8rem; }
 .words td:last-child { white-space: nowrap; }
@@ -204,9 +204,5 @@ _CREDIT_STYLE = """
 .bars b::after { content: ""; position: absolute; left: 20%; right: 20%; height: calc(var(--x) * 50%); }
 .bars .up::after { bottom: 50%; background: rgb(var(--up)); }
 .bars .down::after { top: 50%; background: rgb(var(--down)); }
-@media (prefers-color-scheme: dark) {
-  :root { --up: 96 157 240; --down: 240 146 80; --line: #3b4254; --faint: #98a0b5; }
-  body { color: #e4e7ef; background: #14171f; } p, .words td + td { color: #b4bacb; } dt { color: var(--faint); }
-  th, dl, tr + tr td { border-color: var(--line); } .strip tr > th:first-child { background: #14171f; }
-}
+@media (prefers-color-scheme: dark) { :root { --up: 96 157 240; --down: 240 146 80; } }
 """

@@ -88,11 +88,22 @@ def _fenced(text: str) -> str:
 def to_html(blocks: Sequence[Block]) -> str:
     """The blocks as one HTML page: the style and the pictures are inside it, all text is escaped."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
-    body = "\n".join(_html(block) for block in blocks)
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+    return html_page(title, [html_of(block) for block in blocks])
 
 
-def _html(block: Block) -> str:
+def html_page(title: str, body: Sequence[str], style: str = "") -> str:
+    """A page of finished HTML parts, light or dark as the reader prefers.
+
+    Args:
+        title: the page's title, in plain text.
+        body: parts of HTML, escaped already.
+        style: CSS rules beside the page's own; ``--line``, ``--faint``, ``--soft`` and ``--paper`` are its colours.
+    """
+    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body="\n".join(body))
+
+
+def html_of(block: Block) -> str:
+    """One block as HTML, its text escaped."""
     if isinstance(block, Heading):
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
     if isinstance(block, Paragraph):
@@ -113,22 +124,27 @@ def _html(block: Block) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2430; background: #fff; max-width: 60rem; margin: 2.5rem auto;
-       padding: 0 1.25rem; }
+:root { color-scheme: light dark; --ink: #1f2430; --soft: #4a5163; --faint: #6b7285; --line: #c9cedb;
+        --hair: #e6e9f0; --paper: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7ef; --soft: #b4bacb; --faint: #98a0b5; --line: #3b4254; --hair: #2a3040; --paper: #14171f; }
+  img { background: #fff; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+       margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-p { margin: .4rem 0; color: #4a5163; }
+p { margin: .4rem 0; color: var(--soft); }
 img { width: 100%; height: auto; margin: .5rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
 .figures { width: 100%; }
-th { text-align: left; font-weight: 600; border-bottom: 2px solid #c9cedb; }
-th, td { padding: .35rem .9rem .35rem 0; vertical-align: top; } tr + tr td { border-top: 1px solid #e6e9f0; }
+th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--line); }
+th, td { padding: .35rem .9rem .35rem 0; vertical-align: top; } tr + tr td { border-top: 1px solid var(--hair); }
 .figures th + th, .figures td + td { text-align: right; white-space: nowrap; padding-right: 0; padding-left: .9rem; }
-.words td + td { overflow-wrap: anywhere; color: #4a5163; }
-dl { margin: 0 0 1rem; border-left: 3px solid #c9cedb; padding-left: 1rem; }
-dt { font-size: .8rem; color: #6b7285; margin-top: .6rem; } dd { margin: 0; white-space: pre-wrap;
+.words td + td { overflow-wrap: anywhere; color: var(--soft); }
+dl { margin: 0 0 1rem; border-left: 3px solid var(--line); padding-left: 1rem; }
+dt { font-size: .8rem; color: var(--faint); margin-top: .6rem; } dd { margin: 0; white-space: pre-wrap;
      overflow-wrap: anywhere; }
 """
 

@@ -116,11 +116,6 @@ def evaluate(
         ValueError: the environment's vocabulary is not the agent's, or several greedy samples were asked for
             (they would be equal).
     """
-    if mdp.tokenizer.vocab_size != agent.policy.vocab_size:
-        raise ValueError(
-            f"the agent acts with {agent.policy.vocab_size} tokens, the environment has {mdp.tokenizer.vocab_size}: "
-            "make the environment with the agent's tokenizer (tokenizer=agent.tokenizer)"
-        )
     if min(num_prompts, samples_per_prompt, best_of) < 1:
         counts = f"num_prompts={num_prompts}, samples_per_prompt={samples_per_prompt}, best_of={best_of}"
         raise ValueError(f"{counts}: each must be at least 1")
@@ -129,8 +124,7 @@ def evaluate(
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(mdp.prompts))[:num_prompts])
     episodes = len(chosen) * samples_per_prompt * best_of
-    env = TextGenVectorEnv(min(episodes, _ROWS), mdp=mdp, autoreset_mode="Disabled", defer_scoring=not mdp.is_dense)
-    collector = Collector(env, agent.policy, seed=seed)
+    collector = collector_on(agent, mdp, episodes, seed)
     played = collector.collect(
         episodes, samples_per_prompt=samples_per_prompt * best_of, prompt_indices=chosen.tolist(), greedy=greedy
     )
@@ -167,6 +161,21 @@ def evaluate(
     )
 
 
+def collector_on(agent: TextAlgorithm, mdp: TextMDP, episodes: int, seed: int) -> Collector:
+    """A collector of the agent's episodes in an environment of its own, for at most so many at once.
+
+    Raises:
+        ValueError: the environment's vocabulary is not the agent's.
+    """
+    if mdp.tokenizer.vocab_size != agent.policy.vocab_size:
+        raise ValueError(
+            f"the agent acts with {agent.policy.vocab_size} tokens, the environment has {mdp.tokenizer.vocab_size}: "
+            "make the environment with the agent's tokenizer (tokenizer=agent.tokenizer)"
+        )
+    env = TextGenVectorEnv(min(episodes, _ROWS), mdp=mdp, autoreset_mode="Disabled", defer_scoring=not mdp.is_dense)
+    return Collector(env, agent.policy, seed=seed)
+
+
 def on_split(mdp: TextMDP, split: str) -> TextMDP:
     """The same rules on another split: one task, one tokenizer, one reward.
 
@@ -181,6 +190,7 @@ def on_split(mdp: TextMDP, split: str) -> TextMDP:
         max_new_tokens=mdp.max_new_tokens,
         split=split,
         truncation_side=mdp.truncation_side,
+        allowed_tokens=mdp.allowed_tokens,
     )
 
 

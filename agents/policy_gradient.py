@@ -113,15 +113,12 @@ class PolicyGradient(TextAlgorithm):
             log_probs_BT, values_BT = self.rescore(self.policy, trajectories)
             trajectories = trajectories.replace(log_probs_BT=log_probs_BT, values_BT=values_BT)
         mask_BT = trajectories.action_mask_BT
-        rewards_BT = shaped_rewards(trajectories, self.config)
-        reference_BT = None
+        reference_BT = log_ratio_BT = None
         if self.reference is not None:
             reference_BT, _ = self.rescore(self.reference, trajectories)
             log_ratio_BT = (trajectories.log_probs_BT - reference_BT) * mask_BT
-            if self.config.kl_in == "reward":
-                rewards_BT = penalised_rewards(
-                    rewards_BT, log_ratio_BT, self.kl_controller.coef, mask_BT, self.config.kl_estimator
-                )
+        rewards_BT = self.learner_rewards(trajectories, log_ratio_BT)
+        if log_ratio_BT is not None:
             self._log_and_steer_kl(log_ratio_BT, mask_BT)
         if self.config.whiten_rewards:
             rewards_BT = to_unit_variance(rewards_BT, mask_BT)
@@ -129,6 +126,19 @@ class PolicyGradient(TextAlgorithm):
         if self.config.whiten_advantages:
             advantages_BT = whiten(advantages_BT, mask_BT)
         return Batch(trajectories, advantages_BT, returns_BT, reference_BT if self.config.kl_in == "loss" else None)
+
+    def learner_rewards(self, trajectories: Trajectories, log_ratio_BT: Tensor | None) -> Tensor:
+        """The environment's rewards as the options shape them, less the KL charge where it goes in the reward.
+
+        Args:
+            trajectories: the episodes.
+            log_ratio_BT: log π − log π_ref of their actions; None without a reference.
+        """
+        rewards_BT = shaped_rewards(trajectories, self.config)
+        if log_ratio_BT is None or self.config.kl_in == "loss":
+            return rewards_BT
+        coef, estimator = self.kl_controller.coef, self.config.kl_estimator
+        return penalised_rewards(rewards_BT, log_ratio_BT, coef, trajectories.action_mask_BT, estimator)
 
     def _log_and_steer_kl(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> None:
         kl = float(log_ratio_BT.sum(-1).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ class REINFORCE(PolicyGradient):
             ValueError: the environment draws its prompts itself.
         """
         samples = self.config.samples_per_prompt
-        prompts = [info.get("prompt_index") for info in trajectories.infos[::samples]]
+        prompts: list[Any] = [info.get("prompt_index") for info in trajectories.infos[::samples]]
         greedy = self.collector.collect(len(prompts), prompt_indices=prompts, greedy=True)
         assert greedy is not None  # nobody abandons it
         self.num_timesteps += greedy.num_tokens
