@@ -141,8 +141,10 @@ class QPolicy(TextPolicy):
     def update_target(self, tau: float) -> None:
         """``θ' ← (1 − τ) θ' + τ θ`` (Polyak averaging; Lillicrap et al. 2016); τ = 1 copies."""
         assert self.target is not None
-        own = [parameter for name, parameter in self.named_parameters() if not name.startswith("target.")]
-        polyak_update(own, self.target.parameters(), tau)
+        networks = (self.model, self.value_head, self.q_heads)
+        slow = (self.target.model, self.target.value_head, self.target.q_heads)
+        for network, copy_of_it in zip(networks, slow, strict=True):
+            polyak_update(network.parameters(), copy_of_it.parameters(), tau)
 
 
 def actions_of(episodes: Trajectories) -> Tensor:
