@@ -93,15 +93,15 @@ def check_trainable(model: nn.Module) -> None:
     configs: Any = getattr(model, "peft_config", None)
     if configs is None:
         return
-    if not has_adapter(model):  # transformers' own integration, or the base model of a wrapper
-        raise ValueError(
-            "the model has adapters inside, but is not peft's wrapper around them: hand in what get_peft_model or "
-            "PeftModel.from_pretrained returns"
-        )
     if any(config.is_prompt_learning for config in configs.values()):
         raise ValueError(
             "this adapter puts virtual tokens before the prompt, which the environment knows nothing of: "
             "use one that changes weights, such as LoRA"
+        )
+    if not has_adapter(model):  # transformers' own integration, or the base model of a wrapper
+        raise ValueError(
+            "the model has adapters inside, but is not peft's wrapper around them: hand in what get_peft_model or "
+            "PeftModel.from_pretrained returns"
         )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
@@ -128,12 +128,14 @@ def with_adapters(model: PreTrainedModel, plan: dict[str, Any]) -> PeftModel:
     with _peft(seed=0):
         from peft import PeftConfig, get_peft_model
 
+        warnings.simplefilter("ignore")  # peft's advice was given when the adapters were made
         (first, config), *others = [
             (name, PeftConfig.from_peft_type(**fields)) for name, fields in plan["configs"].items()
         ]
         adapted: Any = get_peft_model(model, config, adapter_name=first)
         for name, config in others:
             adapted.add_adapter(name, config)
+        adapted.set_adapter(plan["active"][0])
         adapted.base_model.set_adapter(plan["active"])
         return adapted
 
