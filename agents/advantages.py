@@ -71,7 +71,10 @@ def group_relative(returns_B: Tensor, groups_B: Tensor, *, scale: bool = True, e
     def total(values_B: Tensor) -> Tensor:
         return torch.zeros(len(sizes_R), dtype=values_B.dtype, device=values_B.device).index_add(0, row_B, values_B)
 
-    centred_B = returns_B - (total(returns_B) / sizes_R)[row_B]
+    # Counted from the group's least: the mean of equal returns is then exact, and no rounding is scaled up.
+    least_R = returns_B.new_zeros(len(sizes_R)).scatter_reduce(0, row_B, returns_B, "amin", include_self=False)
+    above_B = returns_B - least_R[row_B]
+    centred_B = above_B - (total(above_B) / sizes_R)[row_B]
     if not scale:
         return centred_B
     std_R = (total(centred_B**2) / (sizes_R - 1).clamp(min=1)).sqrt()
