@@ -2,8 +2,12 @@
 
 All estimators take ``d = log π(a) − log π_ref(a)`` of actions sampled from π (Schulman, "Approximating KL
 divergence", 2020). ``k1 = d`` and ``k3 = e^(−d) − 1 + d`` are unbiased values of KL(π‖π_ref), ``k2 = d²/2``
-is not. As a *loss* it is the other way round: k2's expected gradient is the KL's, k1's is zero, k3's that of the
-reverse KL(π_ref‖π).
+is not. Their expected gradients are another matter:
+
+- In the reward, k1's is that of the whole completion's KL(π‖π_ref), exactly. k3's lacks KL(π_ref‖π)'s of each
+  token: near the reference, where the two are alike, next to nothing is left.
+- As a loss, of each token in the prefix where it was chosen: k2's is that of KL(π‖π_ref), k3's that of
+  KL(π_ref‖π), k1's zero. What a token does to the KL of later ones is only charged in the reward.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from agents.kl import KLController, k1, k2, k3, penalised_rewards
+from agents.kl import ESTIMATORS, KLController, k1, k2, k3, penalised_rewards
 from agents.losses import clipped_policy_loss
 
 
@@ -36,19 +36,64 @@ def test_k2_and_k3_are_never_negative_and_k1_may_be(distributions):
     assert k1(torch.zeros(())) == k2(torch.zeros(())) == k3(torch.zeros(())) == 0
 
 
-@pytest.mark.parametrize(("estimator", "works"), [(k1, False), (k2, True)])
-def test_as_a_loss_k1_pulls_nowhere(distributions, estimator, works):
-    """E[∇k1] = Σ π ∇log π = 0, so KL as a loss term on k1 does nothing; k2's expected gradient is the KL's."""
+def exact_gradient(log_p, divergence):
+    return torch.autograd.functional.jacobian(lambda x: divergence(x.log_softmax(-1)), log_p.clone())
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_sampled_values_are_their_expectations(distributions, estimator):
+    """Within four standard errors of the sum over all tokens; k3 spreads less than k1."""
+    log_p, log_q, kl = distributions
+    actions = torch.multinomial(log_p.exp(), 20_000, replacement=True, generator=torch.Generator().manual_seed(2))
+    values = ESTIMATORS[estimator]((log_p - log_q)[actions])
+    error = float(values.std()) / len(values) ** 0.5
+    assert float(values.mean()) == pytest.approx(
+        float((log_p.exp() * ESTIMATORS[estimator](log_p - log_q)).sum()), abs=4 * error
+    )
+    assert (abs(float(values.mean()) - kl) < 4 * error) is (estimator != "k2")
+
+
+@pytest.mark.parametrize("estimator", [k2, k3])
+def test_near_the_reference_all_estimators_agree(distributions, estimator):
+    """k2 and k3 are k1's mean to second order: half of the squared distance."""
+    log_p, log_q, _ = distributions
+    log_near = (log_q + 1e-3 * (log_p - log_q)).log_softmax(-1)
+    near = float((log_near.exp() * (log_near - log_q)).sum())
+    assert 0 < near < 1e-5
+    assert float((log_near.exp() * estimator(log_near - log_q)).sum()) == pytest.approx(near, rel=1e-2)
+
+
+def test_in_the_reward_k3_hardly_pulls_near_the_reference(distributions):
+    """Its score-function gradient is KL(π‖π_ref)'s less KL(π_ref‖π)'s, and there the two are alike."""
+    log_p, log_q, _ = distributions
+
+    def pulls(current):
+        p = current.exp()
+        return {name: p * (k(current - log_q) - (p * k(current - log_q)).sum()) for name, k in ESTIMATORS.items()}
+
+    far = pulls(log_p)  # with respect to the logits
+    forward = exact_gradient(log_p, lambda x: (x.exp() * (x - log_q)).sum())
+    reverse = exact_gradient(log_p, lambda x: (log_q.exp() * (log_q - x)).sum())
+    torch.testing.assert_close(far["k1"], forward, rtol=0, atol=1e-12)
+    torch.testing.assert_close(far["k3"], forward - reverse, rtol=0, atol=1e-12)
+    near = pulls((log_q + 0.01 * (log_p - log_q)).log_softmax(-1))
+    assert near["k3"].norm() < 0.02 * near["k1"].norm()
+
+
+@pytest.mark.parametrize("estimator", [k1, k2, k3])
+def test_as_a_loss_k1_pulls_nowhere(distributions, estimator):
+    """E[∇k1] = Σ π ∇log π = 0; k2's expected gradient is that of KL(π‖π_ref), k3's that of KL(π_ref‖π)."""
     log_p, log_q, _ = distributions
     logits = log_p.clone().requires_grad_()
     current = logits.log_softmax(-1)
     (log_p.exp() * estimator(current - log_q)).sum().backward()
-    exact = torch.autograd.functional.jacobian(
-        lambda x: (x.softmax(-1) * (x.log_softmax(-1) - log_q)).sum(), log_p.clone()
-    )
-    expected = exact if works else torch.zeros_like(exact)
-    torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-12)
-    assert exact.abs().max() > 0.01
+    exact = {
+        k1: torch.zeros_like(log_p),
+        k2: exact_gradient(log_p, lambda x: (x.exp() * (x - log_q)).sum()),
+        k3: exact_gradient(log_p, lambda x: (log_q.exp() * (log_q - x)).sum()),
+    }
+    torch.testing.assert_close(logits.grad, exact[estimator], rtol=0, atol=1e-12)
+    assert min(exact[k2].abs().max(), exact[k3].abs().max(), (exact[k2] - exact[k3]).abs().max()) > 0.01
 
 
 def test_as_a_reward_k1_pulls_towards_the_reference(distributions):
@@ -62,22 +107,21 @@ def test_as_a_reward_k1_pulls_towards_the_reference(distributions):
         current[:, None], log_p[:, None], paid * log_p.exp()[:, None], every, clip_range=0.2, count=1
     )
     loss.backward()
-    exact = torch.autograd.functional.jacobian(
-        lambda x: 0.3 * (x.softmax(-1) * (x.log_softmax(-1) - log_q)).sum(), log_p.clone()
-    )
+    exact = exact_gradient(log_p, lambda x: 0.3 * (x.exp() * (x - log_q)).sum())
     torch.testing.assert_close(logits.grad, exact, rtol=0, atol=1e-12)
 
 
-def test_the_penalty_is_beta_times_the_sequence_kl_without_gradient():
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_penalty_is_beta_times_the_sequence_kl_without_gradient(estimator):
     generator = torch.Generator().manual_seed(1)
     rewards, log_ratio = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
     log_ratio.requires_grad_()
     mask = torch.arange(5) < torch.tensor([5, 1, 3])[:, None]
-    paid = penalised_rewards(rewards, log_ratio, 0.25, mask)
+    paid = penalised_rewards(rewards, log_ratio, 0.25, mask, estimator)
     assert not paid.requires_grad
     assert (paid[~mask] == 0).all()
     charge = torch.where(mask, rewards - paid, 0.0).sum(-1)
-    expected = 0.25 * torch.where(mask, log_ratio, 0.0).sum(-1).detach()
+    expected = 0.25 * torch.where(mask, ESTIMATORS[estimator](log_ratio), 0.0).sum(-1).detach()
     torch.testing.assert_close(charge, expected, rtol=0, atol=1e-12)
 
 
