@@ -1,15 +1,17 @@
 import dataclasses
+from typing import Literal
 
 import pytest
 
-from agents.config import AlgorithmConfig, make_config
+from agents.algorithms import ALGORITHMS
+from agents.config import AlgorithmConfig, check_choice, make_config, scheduled
 from agents.ppo import PPOConfig
 from agents.supervised import SupervisedConfig
 from tests.agents.conftest import make_agent
 
 
 def test_every_option_has_a_line_of_help():
-    for kind in (AlgorithmConfig, PPOConfig, SupervisedConfig):
+    for kind in (AlgorithmConfig, SupervisedConfig, *(config for _, config in ALGORITHMS.values())):
         assert all(field.metadata["help"] for field in dataclasses.fields(kind))
 
 
@@ -47,12 +49,34 @@ def test_a_misspelled_option_is_refused_with_the_nearest(name, nearest):
         ),
         ({"kl_coef_per_sequence": -0.1}, "would pay the policy for leaving"),
         ({"kl_coef_per_sequence": 0.0, "kl_target_per_sequence": 3.0}, "0 would stay 0"),
+        ({"kl_estimator": "k4"}, "kl_estimator must be one of 'k1', 'k2', 'k3'"),
+        ({"kl_in": "losses"}, "kl_in must be one of 'reward', 'loss'; did you mean 'loss'"),
+        ({"kl_in": "loss"}, "k1 has an expected gradient of 0: take kl_estimator='k2' or 'k3'"),
+        ({"learning_rate_schedule": "cosin"}, "did you mean 'cosine'"),
         ({"prompt_baseline": True, "samples_per_prompt": 2, "gamma": 0.9}, "needs gamma = 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0]),
+        ("cosine", [1, (2 + 2**0.5) / 4, 0.5, 0]),  # (1 + cos of a quarter of π) / 2
+    ],
+)
+def test_the_schedules_by_hand(schedule, factors):
+    assert [scheduled(schedule, remaining) for remaining in (1, 0.75, 0.5, 0)] == pytest.approx(factors)
+
+
+def test_a_choice_is_refused_with_the_nearest():
+    check_choice("colour", "red", Literal["red", "green"])
+    with pytest.raises(ValueError, match="colour must be one of 'red', 'green'; did you mean 'green'"):
+        check_choice("colour", "gren", Literal["red", "green"])
 
 
 @pytest.mark.parametrize(("epochs", "batch_size"), [(0.0, 32), (1.0, 0)])
