@@ -4,7 +4,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from agents.advantages import explained_variance, gae, leave_one_out, masked_mean, whiten
+from agents.advantages import explained_variance, gae, group_relative, leave_one_out, masked_mean, whiten
 
 
 def rollout(lengths=(5, 1, 8, 3), seed=0, junk=True):
@@ -158,3 +158,35 @@ def test_leave_one_out_is_the_scaled_distance_from_the_mean():
 def test_leave_one_out_needs_others():
     with pytest.raises(ValueError, match="at least two episodes of every prompt"):
         leave_one_out(torch.ones(3), torch.tensor([0, 0, 1]))
+
+
+def test_group_relative_advantages_by_hand():
+    returns, groups = torch.tensor([1.0, 10.0, 2.0, 6.0, 30.0]), torch.tensor([4, 7, 4, 4, 7])
+    centred = group_relative(returns, groups, scale=False)
+    assert centred.tolist() == [-2.0, -10.0, -1.0, 3.0, 10.0]
+    stds = torch.tensor([7.0, 200.0, 7.0, 7.0, 200.0]).sqrt()  # (4 + 1 + 9) / 2 and (100 + 100) / 1
+    torch.testing.assert_close(group_relative(returns, groups, eps=0.0), centred / stds)
+    torch.testing.assert_close(group_relative(returns, groups, eps=0.5), centred / (stds + 0.5))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_unscaled_advantages_are_leave_one_outs_less_a_factor(size):
+    returns = torch.randn(4 * size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    groups = torch.arange(4).repeat(size)
+    expected = (returns - leave_one_out(returns, groups)) * (size - 1) / size
+    torch.testing.assert_close(group_relative(returns, groups, scale=False), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1000.1])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_group_of_equals_teaches_nothing(value, size):
+    returns = torch.full((size,), value)
+    assert group_relative(returns, torch.zeros(size, dtype=torch.long)).tolist() == [0.0] * size
+
+
+def test_scaled_up_rounding_is_seen():
+    """Must fail: the textbook's formula on equal returns, with a mean that is off in its last digit, or without ε."""
+    returns = torch.full((8,), -3.7)
+    centred = returns - torch.zeros(1).index_add(0, torch.zeros(8, dtype=torch.long), returns) / 8
+    assert (centred / (centred.std() + 1e-4)).abs().max() > 1e-3
+    assert (torch.zeros(8) / torch.zeros(8).std()).isnan().all()
