@@ -30,6 +30,8 @@ class GRPOConfig(ClippedConfig):
         super().__post_init__()
         if self.samples_per_prompt < 2:
             raise ValueError("GRPO compares a prompt's samples: set samples_per_prompt above 1")
+        if self.gamma != 1:
+            raise ValueError("GRPO credits all tokens of a completion alike, so gamma has no effect: leave it at 1")
 
 
 class GRPO(PPO):

@@ -71,8 +71,6 @@ def test_scaling_takes_the_rewards_unit_away(tree):
     expected = agent.prepare(rollout).advantages_BT
     other = agent.prepare(rollout.replace(rewards_BT=100 * rollout.rewards_BT)).advantages_BT
     torch.testing.assert_close(other, expected, rtol=1e-3, atol=0)
-    for group in expected.amax(-1).view(7, 4):
-        assert float(group.mean()) < 1
 
 
 def test_the_kl_is_a_term_of_the_loss_and_no_critic_is_trained():
@@ -93,3 +91,5 @@ def test_defaults_and_what_they_refuse():
     assert not hasattr(config, "gae_lambda")
     with pytest.raises(ValueError, match="set samples_per_prompt above 1"):
         GRPOConfig(samples_per_prompt=1)
+    with pytest.raises(ValueError, match="gamma has no effect"):
+        GRPOConfig(gamma=0.9)
