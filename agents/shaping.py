@@ -29,10 +29,13 @@ def shaped_rewards(trajectories: Trajectories, config: AlgorithmConfig) -> Tenso
     return rewards_BT
 
 
-def to_unit_variance(rewards_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Rewards divided by their standard deviation over the mask, their mean kept (lm-human-preferences).
+def to_unit_variance(rewards_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """Rewards divided by their standard deviation over the mask.
 
-    A constant reward cannot be scaled to unit variance and stays as it is.
+    As the reward whitening of lm-human-preferences, but for the mean: putting it back a token, as there, would pay
+    for length. A constant reward cannot be scaled to unit variance and stays as it is.
     """
-    variance = masked_mean((rewards_BT - masked_mean(rewards_BT, mask_BT)) ** 2, mask_BT)
-    return rewards_BT if variance == 0 else rewards_BT * torch.rsqrt(variance)
+    mean = masked_mean(rewards_BT, mask_BT)
+    variance = masked_mean((rewards_BT - mean) ** 2, mask_BT)
+    constant = variance <= eps * mean**2  # all that varies is rounding
+    return rewards_BT if constant else rewards_BT * torch.rsqrt(variance + eps)
