@@ -65,6 +65,9 @@ class DQN(QLearner):
     Double (van Hasselt et al. 2016): the network selects the best next action, its slow copy evaluates it. Duelling
     heads (Wang et al. 2016). It acts greedily but for its exploration; ``generate`` and ``evaluate`` sample from
     ``softmax(β Q)``.
+
+    The language model's own distribution plays no part: a random token is as likely as any other. Where the
+    vocabulary is large, give it demonstrations or an environment with action masks.
     """
 
     config_class: ClassVar[type[AlgorithmConfig]] = DQNConfig

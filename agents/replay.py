@@ -36,9 +36,9 @@ def successes(returns_N: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 class ReplayBuffer:
     """The last ``capacity`` episodes, and demonstrations, which are never overwritten.
 
-    Kept on the CPU, padded to the longest episode seen: about 9 bytes a prompt token and 14 an action, and where
-    actions are masked a byte an action and token of the vocabulary. What was logged when an episode was sampled (log
-    probabilities, values, infos) is not kept.
+    Kept on the CPU, padded to the longest episode seen: 8 bytes a token, 5 more an action, and where actions are
+    masked a byte for each token of the vocabulary at each action. What was noted when an episode was sampled
+    (log-probabilities, values, infos) is not kept.
 
     Args:
         capacity: the most episodes.

@@ -6,7 +6,6 @@ from stable_baselines3.common.logger import configure
 
 from agents.dqn import DQN, DQNConfig, epsilon_greedy
 from agents.logged import logged_episodes
-from agents.q_learning import on_device
 from agents.q_policy import spread
 from agents.trajectories import Trajectories
 from tests.agents import test_learning
@@ -89,26 +88,6 @@ def test_one_update_is_its_equations(heads, masked):
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-10)
     assert largest_gap(found[0][1], found[1][1]) < 1e-9
     assert max(float(g.abs().max()) for g in found[0][1].values()) > 1e-2
-
-
-def test_micro_batches_do_not_change_the_update():
-    agents = [make_dqn(micro_batch_tokens=size) for size in (16_384, 30)]
-    updates = [agent.update(collected(agent)) for agent in agents]
-    assert updates[0] == pytest.approx(updates[1], rel=1e-4, abs=1e-6)
-    assert largest_gap(*(weights(agent.policy) for agent in agents)) < 1e-5
-
-
-def test_the_slow_copy_starts_as_the_network_and_follows_every_update():
-    agent = make_dqn(target_tau=0.25)
-    before = weights(agent.policy.target)
-    own = {name: value for name, value in weights(agent.policy).items() if not name.startswith("target.")}
-    assert largest_gap(before, own) == 0
-    agent.update(collected(agent))
-    after = {name: value for name, value in weights(agent.policy).items() if not name.startswith("target.")}
-    expected = {name: 0.75 * before[name] + 0.25 * after[name] for name in before}
-    assert largest_gap(weights(agent.policy.target), expected) < 1e-6
-    agent.refresh_reference()
-    assert largest_gap(weights(agent.policy.target), after) == 0
 
 
 # --- value iteration on a tree of three tokens, four deep -------------------------------------------------
@@ -313,13 +292,6 @@ def test_what_is_logged():
     assert 0 < logged["replay/successes"] <= 50
 
 
-def test_on_device_moves_every_tensor():
-    episodes = collected(make_dqn(make_env(mdp=make_mdp(allowed_tokens=not_after_itself))))
-    moved = on_device(episodes, torch.device("meta"))
-    assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
-    assert moved.infos == episodes.infos
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -347,7 +319,7 @@ def make_learner(kind=DQN, **options):
 def test_dqn_learns_to_copy():
     agent = make_learner()
     assert test_learning.mean_reward(agent, "test", greedy=True) < 0.4
-    agent.learn(20_000)
+    agent.learn(25_000)
     rewards = {
         (split, greedy): test_learning.mean_reward(agent, split, greedy)
         for split in ("train", "test")
@@ -370,13 +342,17 @@ class Unmoved(DQN):
         return spread(part.rewards_BT[part.action_mask_BT], part.action_mask_BT)
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [(Backwards, {}), (Unmoved, {}), (DQN, {"epsilon_start": 0.0, "epsilon_end": 0.0})],
-    ids=["sign", "no bootstrapping", "no exploration"],
-)
-def test_what_is_broken_does_not_learn(kind, options):
-    """Must fail: the same run, and what each of these is there for is missing."""
-    agent = make_learner(kind, **options)
-    agent.learn(10_000)
-    assert test_learning.mean_reward(agent, "train", greedy=True) < 0.7
+def test_what_is_broken_does_not_learn():
+    """Must fail: the same short run, in which DQN comes half of the way, without what it learns by."""
+    broken = {
+        "sign": (Backwards, {}),
+        "no bootstrapping": (Unmoved, {}),
+        "no exploration": (DQN, {"epsilon_start": 0.0, "epsilon_end": 0.0}),
+    }
+    rewards = {}
+    for name, (kind, options) in {"whole": (DQN, {}), **broken}.items():
+        agent = make_learner(kind, **options)
+        agent.learn(6_000)
+        rewards[name] = test_learning.mean_reward(agent, "train", greedy=True)
+    assert rewards["whole"] > 0.5, rewards
+    assert max(rewards[name] for name in broken) < 0.35, rewards
