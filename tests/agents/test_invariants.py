@@ -60,9 +60,9 @@ def test_left_padding_stops_the_run(monkeypatch):
     agent = make_agent()
     step = agents.decoder.Decoder.step
 
-    def late(decoder):
+    def late(decoder, allowed_NV=None):
         decoder._positions += 1
-        output = step(decoder)
+        output = step(decoder, allowed_NV)
         decoder._positions -= 1
         return output
 

@@ -4,7 +4,11 @@ import itertools
 import random
 from dataclasses import replace
 
-from agents import PPO
+import pytest
+import torch
+
+from agents import A2C, GRPO, NLPO, PPO, REINFORCE
+from agents.advantages import gae
 from agents.rollout import Collector
 from tests.agents.conftest import gpt2_config, make_env, word_tokenizer
 from textgen_env import TextMDP, TextTask
@@ -40,14 +44,13 @@ def mean_reward(agent, split, greedy):
     return float(episodes.returns_B.mean())
 
 
-def make_learner(agent_class=PPO, seed=0):
+def make_learner(agent_class=PPO, seed=0, **options):
     return agent_class(
         gpt2_config(spread=0.1),
         make_env(mdp=make_copy_mdp("train"), num_envs=32),
         seed=seed,
         device="cpu",
-        learning_rate=2e-3,
-        kl_coef_per_sequence=0.0,
+        **{"learning_rate": 2e-3, "kl_coef_per_sequence": 0.0, **options},
     )
 
 
@@ -79,3 +82,50 @@ def test_learning_backwards_is_seen():
         rewards[kind] = mean_reward(agent, "train", greedy=False)
     assert rewards[Backwards] < 0.1
     assert rewards[PPO] > 0.4
+
+
+# --- the others, each at a budget that its broken twins do not get by with ---------------------------------
+
+
+class WrongSign(A2C):
+    """The loss goes uphill."""
+
+    def policy_loss(self, *args):
+        return -super().policy_loss(*args)
+
+
+class NoBaseline(A2C):
+    """The critic is trained and then not used."""
+
+    def estimate_advantages(self, trajectories, rewards_BT):
+        values_BT = torch.zeros_like(trajectories.values_BT)
+        return gae(rewards_BT, values_BT, trajectories.action_mask_BT, gamma=1.0, lam=1.0)
+
+
+class NoEOS(A2C):
+    """The EOS action is left out of the mask of the loss, as if it were padding."""
+
+    def policy_loss(self, log_probs_BT, episodes, advantages_BT, count):
+        eos_BT = torch.arange(log_probs_BT.shape[1]) == episodes.lengths_B[:, None] - 1
+        return super().policy_loss(log_probs_BT, episodes, advantages_BT * ~eos_BT, count)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "learns"),
+    [
+        (A2C, {"samples_per_prompt": 4}, True),
+        (REINFORCE, {}, True),
+        (GRPO, {}, True),
+        (NLPO, {}, True),
+        (WrongSign, {"samples_per_prompt": 4}, False),
+        (NoBaseline, {}, False),
+        (NoEOS, {"samples_per_prompt": 4}, False),
+        (REINFORCE, {"baseline": "none"}, False),
+    ],
+)
+def test_it_learns_unless_it_is_broken(kind, options, learns):
+    agent = make_learner(kind, **options)
+    agent.learn(20_000)
+    sampled, greedy = mean_reward(agent, "train", greedy=False), mean_reward(agent, "test", greedy=True)
+    assert (sampled >= 0.85 and greedy >= THRESHOLD) is learns, (sampled, greedy)
+    assert learns or sampled < 0.8, sampled  # broken by a margin
