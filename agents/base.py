@@ -215,10 +215,15 @@ class TextAlgorithm(BaseAlgorithm):
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[Any, Any]:
-        """The next token for an observation. Hand the returned state in with the next one: it is the KV cache."""
+        """The next token for an observation. Hand the returned state in with the next one: it is the KV cache.
+
+        ``action_masks`` are the environment's ``action_masks()``, as for sb3-contrib's MaskablePPO.
+        """
+        options = {"deterministic": deterministic, "action_masks": action_masks}
         generator = self.collector.generator if self.env is not None else self._own_generator
-        return predict(self.policy, observation, state, deterministic=deterministic, generator=generator)
+        return predict(self.policy, observation, state, generator=generator, **options)
 
     @functools.cached_property
     def _own_generator(self) -> torch.Generator:

@@ -47,6 +47,7 @@ def predict(
     *,
     deterministic: bool,
     generator: torch.Generator,
+    action_masks: npt.NDArray[Any] | None = None,
 ) -> tuple[npt.NDArray[np.int64], PrefixState]:
     """The next token of every row, and the state to hand in with the next observation.
 
@@ -56,19 +57,30 @@ def predict(
         state: what the previous call returned, or None.
         deterministic: the most likely token instead of a draw.
         generator: draws the tokens.
+        action_masks: of shape (rows, V) or, for one environment, (V,): true where a token is allowed. None allows all.
 
     Raises:
-        ValueError: an observation without a prefix.
+        ValueError: an observation without a prefix, masks of another shape, or a row that allows nothing.
     """
     input_ids = np.atleast_2d(observation["input_ids"]).astype(np.int64, copy=False)
     lengths = np.atleast_2d(observation["attention_mask"]).sum(-1, dtype=np.int64)
     if (lengths == 0).any():
         raise ValueError("an observation without a single token cannot be continued")
+    allowed_NV = None
+    if action_masks is not None:
+        masks = np.atleast_2d(action_masks).astype(np.bool_)
+        if masks.shape != (len(lengths), policy.vocab_size):
+            raise ValueError(
+                f"action_masks must have shape ({len(lengths)}, {policy.vocab_size}), got {np.shape(action_masks)}"
+            )
+        if not masks.any(-1).all():
+            raise ValueError(f"action_masks allow no token at all in row {int(masks.any(-1).argmin())}")
+        allowed_NV = torch.from_numpy(masks).to(policy.device)
     if not isinstance(state, PrefixState) or state.input_ids.shape != input_ids.shape:
         state = PrefixState(policy, *input_ids.shape)
     with decoding(policy):
         state.advance(input_ids, lengths)
-        logits, _ = state.decoder.step()
+        logits, _ = state.decoder.step(allowed_NV)
         actions = logits.argmax(-1) if deterministic else sample_actions(torch.log_softmax(logits, -1), generator)
     tokens = actions.cpu().numpy()
     return (tokens if np.ndim(observation["input_ids"]) == 2 else tokens[0]), state
