@@ -166,7 +166,7 @@ class Collector:
                 constrained = allowed.known or self.constrains
                 allowed_NV = (logits > -torch.inf) if constrained else None
                 record.step(episodes, actions_all[env_rows], log_probs, values, rewards[env_rows], allowed_NV)
-                allowed.note(infos)
+                allowed.note(infos, np.ones_like(terminated))
                 over = terminated | truncated
                 playing = np.zeros_like(over)
                 playing[env_rows] = True
@@ -229,7 +229,7 @@ class Collector:
         mask[slice(None) if self._native is None and start == 0 else rows] = True
         options["reset_mask"] = mask
         observations, infos = self.env.reset(seed=self._env_seed, options=options)
-        allowed.note(infos)
+        allowed.note(infos, mask)
         self._env_seed = None
         lengths = observations["attention_mask"].sum(-1, dtype=np.int64)
         return [torch.from_numpy(observations["input_ids"][row, : lengths[row]].copy()) for row in rows]
@@ -277,11 +277,14 @@ class _AllowedActions:
     def known(self) -> bool:
         return self._rows is not None
 
-    def note(self, infos: dict[str, Any]) -> None:
-        """Keep the masks that a reset or a step reported."""
+    def note(self, infos: dict[str, Any], rows: npt.NDArray[np.bool_]) -> None:
+        """Keep the masks that a reset or a step of some rows reported; those that reported none are free."""
+        if self._rows is None:
+            if "action_mask" not in infos:
+                return
+            self._rows = np.ones(self._shape, dtype=np.bool_)
+        self._rows[rows] = True
         if "action_mask" in infos:
-            if self._rows is None:
-                self._rows = np.ones(self._shape, dtype=np.bool_)
             reported = infos["_action_mask"]
             self._rows[reported] = np.stack(infos["action_mask"][reported]).astype(np.bool_)
 
@@ -341,10 +344,12 @@ class _Record:
         log_probs = torch.cat([step[2] for step in self._steps])
         values = torch.cat([step[3] for step in self._steps])
         allowed_BTV = None
+        # Of the first steps they may be missing: an environment is known to constrain once it does.
         masks = [step[4] for step in self._steps if step[4] is not None]
         if masks:
+            known = sum(len(mask) for mask in masks)
             allowed_BTV = torch.ones((count, steps, masks[0].shape[-1]), dtype=torch.bool, device=device)
-            allowed_BTV[rows, columns] = torch.cat(masks)
+            allowed_BTV[rows[-known:], columns[-known:]] = torch.cat(masks)
 
         def place(flat: Tensor) -> Tensor:
             return flat.new_zeros((count, steps)).index_put((rows, columns), flat)
