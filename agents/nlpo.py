@@ -121,8 +121,9 @@ def top_p_mask(logits_NV: Tensor, top_p: float) -> Tensor:
 
     The likeliest token is always in it.
     """
-    probabilities, order = torch.softmax(logits_NV, dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens hold already
-    kept = (before < top_p) & (probabilities > 0)
-    kept[:, 0] = True
+    probabilities, order = torch.softmax(logits_NV, dim=-1).sort(dim=-1)
+    # A token is in unless it and the less likely ones hold no more than what may be left out. Summed from the
+    # small end, where a sum from the other would round: at top_p = 1 every token of any probability stays.
+    kept = probabilities.cumsum(-1) > 1 - top_p
+    kept[:, -1] = True
     return torch.zeros_like(kept).scatter(-1, order, kept)
