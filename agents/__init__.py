@@ -2,15 +2,25 @@
 
 from agents.a2c import A2C as A2C
 from agents.a2c import A2CConfig as A2CConfig
+from agents.cloning import ExpertIteration as ExpertIteration
+from agents.cloning import ExpertIterationConfig as ExpertIterationConfig
+from agents.cloning import Supervised as Supervised
+from agents.dqn import DQN as DQN
+from agents.dqn import DQNConfig as DQNConfig
 from agents.evaluation import Evaluation as Evaluation
 from agents.evaluation import evaluate as evaluate
 from agents.grpo import GRPO as GRPO
 from agents.grpo import GRPOConfig as GRPOConfig
+from agents.logged import logged_episodes as logged_episodes
+from agents.logged import reference_episodes as reference_episodes
 from agents.models import small_gpt2 as small_gpt2
 from agents.nlpo import NLPO as NLPO
 from agents.nlpo import NLPOConfig as NLPOConfig
+from agents.offline import ILQL as ILQL
+from agents.offline import ILQLConfig as ILQLConfig
 from agents.ppo import PPO as PPO
 from agents.ppo import PPOConfig as PPOConfig
+from agents.random_agent import Random as Random
 from agents.reinforce import REINFORCE as REINFORCE
 from agents.reinforce import REINFORCEConfig as REINFORCEConfig
 from agents.supervised import SupervisedConfig as SupervisedConfig

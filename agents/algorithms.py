@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from agents.a2c import A2C, A2CConfig
 from agents.base import TextAlgorithm
-from agents.cloning import ExpertIteration, ExpertIterationConfig
+from agents.cloning import CloningConfig, ExpertIteration, ExpertIterationConfig, Supervised
 from agents.config import AlgorithmConfig
+from agents.dqn import DQN, DQNConfig
 from agents.grpo import GRPO, GRPOConfig
 from agents.nlpo import NLPO, NLPOConfig
+from agents.offline import ILQL, ILQLConfig
 from agents.ppo import PPO, PPOConfig
 from agents.random_agent import Random
 from agents.reinforce import REINFORCE, REINFORCEConfig
@@ -19,6 +21,9 @@ ALGORITHMS: dict[str, tuple[type[TextAlgorithm], type[AlgorithmConfig]]] = {
     "ppo": (PPO, PPOConfig),
     "grpo": (GRPO, GRPOConfig),
     "nlpo": (NLPO, NLPOConfig),
+    "dqn": (DQN, DQNConfig),
+    "ilql": (ILQL, ILQLConfig),
+    "supervised": (Supervised, CloningConfig),
     "expert_iteration": (ExpertIteration, ExpertIterationConfig),
     "random": (Random, AlgorithmConfig),
 }

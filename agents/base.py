@@ -298,7 +298,7 @@ class TextAlgorithm(BaseAlgorithm):
                 break
             collected = time.perf_counter()
             if self._iteration == 0 and self.config.check_invariants:
-                check_first_rollout(self.policy, trajectories, self.reference if self._reference_is_copy else None)
+                self._check_first_rollout(trajectories)
             self._update_learning_rate(self.policy.optimizer)
             self._log_rollout(trajectories)
             self.train(trajectories)
@@ -336,6 +336,16 @@ class TextAlgorithm(BaseAlgorithm):
         )
         if trajectories is None:
             return None
+        self._note_episodes(trajectories)
+        callback.update_locals({"trajectories": trajectories})
+        callback.on_rollout_end()
+        return trajectories
+
+    def _check_first_rollout(self, trajectories: Trajectories) -> None:
+        check_first_rollout(self.policy, trajectories, self.reference if self._reference_is_copy else None)
+
+    def _note_episodes(self, trajectories: Trajectories) -> None:
+        """Count the episodes, for SB3's statistics."""
         self._episode_num += len(trajectories)
         assert self.ep_info_buffer is not None
         seconds = (time.time_ns() - self.start_time) / 1e9
@@ -343,9 +353,6 @@ class TextAlgorithm(BaseAlgorithm):
         self.ep_info_buffer.extend(
             {"r": score, "l": length, "t": seconds} for score, length in zip(returns, lengths, strict=True)
         )
-        callback.update_locals({"trajectories": trajectories})
-        callback.on_rollout_end()
-        return trajectories
 
     def _action_rule(self, num_episodes: int) -> ActionRule | None:
         """How the actions of a rollout are chosen; None draws them from the policy."""

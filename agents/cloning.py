@@ -6,11 +6,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.advantages import masked_mean
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, option
+from agents.logged import reference_episodes
+from agents.logged_rollouts import FromLoggedEpisodes
 from agents.trajectories import Trajectories
 
 
@@ -56,6 +59,30 @@ class Cloning(TextAlgorithm):
             sums["loss/policy"] += loss.detach()
             sums["entropy"] += masked_mean(entropies_BT, part.action_mask_BT, count=count)
         return {name: float(value) for name, value in sums.items()}
+
+
+class Supervised(FromLoggedEpisodes, Cloning):
+    """Maximum likelihood of the task's references, or of logged episodes: what every RL result is measured against.
+
+    Fed as `FromLoggedEpisodes` says; without data it learns the references of the environment's own split.
+    """
+
+    config_class = CloningConfig
+    config: CloningConfig
+
+    def collect_rollouts(self, callback: BaseCallback) -> Trajectories | None:
+        """Draw logged episodes; None when a callback asked to stop.
+
+        Raises:
+            ValueError: there are none, and the environment's prompts have no references.
+        """
+        if self.data is None and self._mdp is not None:
+            self.set_data(reference_episodes(self._mdp))
+        return super().collect_rollouts(callback)
+
+    def train(self, trajectories: Trajectories) -> None:
+        """Imitate the drawn episodes."""
+        self.imitate(trajectories)
 
 
 @dataclass

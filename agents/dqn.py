@@ -123,7 +123,7 @@ class DQN(QLearner):
     def losses(self, part: Trajectories, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The Huber loss of the taken actions' Q against their Q(λ) targets."""
         mask_BT = part.action_mask_BT
-        hidden_NH, _ = self.policy.features(part)
+        hidden_NH, _ = self.policy.read(part)
         q_KBT = spread(self.policy.q_heads.taken(hidden_NH, actions_of(part)), mask_BT)
         targets_BT = self.targets(part, hidden_NH)
         loss = td_loss(q_KBT, targets_BT, mask_BT, huber_delta=self.config.huber_delta, count=count)
@@ -142,13 +142,13 @@ class DQN(QLearner):
 
         Args:
             part: the episodes.
-            hidden_NH: the network's own `QPolicy.features` of them.
+            hidden_NH: the network's own `QPolicy.read` of them.
         """
         assert self.policy.target is not None
         mask_BT = part.action_mask_BT
         allowed_NV = None if part.allowed_BTV is None else part.allowed_BTV[mask_BT]
         best_N = self.policy.q_heads.best(hidden_NH, allowed_NV)
-        target_NH, _ = self.policy.target.features(part)
+        target_NH, _ = self.policy.target.read(part)
         values_N = self.policy.target.q_heads.taken(target_NH, best_N).min(0).values
         after_BT = next_values(spread(values_N, mask_BT), mask_BT, part.bootstrap_values_B)
         config = self.config

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from agents.advantages import masked_mean
 from agents.config import AlgorithmConfig, option
+from agents.logged_rollouts import FromLoggedEpisodes
 from agents.policy import chosen
 from agents.q_learning import QLearner, QLearningConfig
 from agents.q_policy import actions_of, spread
@@ -32,7 +30,6 @@ class ILQLConfig(QLearningConfig):
     expectile: float = option(0.8, "τ of the value: .5 is the mean over the logged actions, 1 their best")
     cloning_coef: float = option(1.0, "weight of π_β's negative log-likelihood; 0 leaves the language model to the Qs")
     conservative_coef: float = option(0.0, "weight of −log softmax(Q) of the logged actions (CQL): lowers all others")
-    check_invariants: bool = option(False, "has to stay off: the logged episodes were not sampled by this policy")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,80 +40,21 @@ class ILQLConfig(QLearningConfig):
         for name in ("cloning_coef", "conservative_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.check_invariants:
-            raise ValueError("check_invariants compares sampler and trainer, and logged episodes have no sampler")
 
 
-class ILQL(QLearner):
+class ILQL(FromLoggedEpisodes, QLearner):
     """Q-learning from logged episodes alone, without ever asking for the Q of an action that was not logged.
 
     ``Q_k ← r + γ V(s')``, ``V ←`` an upper expectile of ``min_k Q'_k`` over the logged actions (Kostrikov et al. 2022,
     equations 5 and 6; Q' the slow copy), π_β by cloning, all in one forward and one of the slow copy. It acts by
     ``softmax(log π_β + β (Q − V))`` (Snell et al. 2023, section 4.3).
 
-    ``learn`` draws logged episodes where other agents play: ``total_timesteps`` counts their tokens, and the figures
-    of a rollout are those of the drawn episodes. The environment gives vocabulary and rules, and is for evaluating.
-
-    Args:
-        policy: the language model.
-        env: the environment that the episodes are from.
-        config: the options.
-        data: the logged episodes (see `agents.logged`), or `set_data`. They are not saved with the agent.
-        **kwargs: see `TextAlgorithm`.
+    Made and fed as `FromLoggedEpisodes` says.
     """
 
     config_class: ClassVar[type[AlgorithmConfig]] = ILQLConfig
     config: ILQLConfig
     has_prior = True
-    data: Trajectories | None
-
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        config: ILQLConfig | None = None,
-        *,
-        data: Trajectories | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.data = None
-        super().__init__(policy, env, config, **kwargs)
-        if data is not None:
-            self.set_data(data)
-
-    def set_data(self, episodes: Trajectories) -> None:
-        """Learn from these episodes from now on."""
-        self.data = episodes
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "data"]
-
-    def collect_rollouts(self, callback: BaseCallback) -> Trajectories | None:
-        """Draw logged episodes; None when a callback asked to stop.
-
-        Raises:
-            RuntimeError: there are none.
-        """
-        if self.data is None:
-            raise RuntimeError(
-                f"{type(self).__name__} learns from logged episodes: give data=, or call set_data "
-                "(agents.logged.logged_episodes makes them of texts)"
-            )
-        callback.on_rollout_start()
-        count = min(self.config.episodes_per_rollout, len(self.data))
-        drawn = self.data.select(self.collector.shuffle.choice(len(self.data), size=count, replace=False).tolist())
-        self.num_timesteps += drawn.num_tokens
-        self._episode_num += count
-        seconds = (time.time_ns() - self.start_time) / 1e9
-        returns, lengths = drawn.returns_B.tolist(), drawn.lengths_B.tolist()
-        self._update_info_buffer(
-            [{"episode": {"r": r, "l": length, "t": seconds}} for r, length in zip(returns, lengths, strict=True)]
-        )
-        callback.update_locals({"trajectories": drawn, "infos": drawn.infos, "dones": np.ones(count, dtype=np.bool_)})
-        if not callback.on_step():
-            return None
-        callback.on_rollout_end()
-        return drawn
 
     def train(self, trajectories: Trajectories) -> None:
         """Learn from the drawn episodes, each once."""
@@ -129,13 +67,13 @@ class ILQL(QLearner):
         config, policy, mask_BT = self.config, self.policy, part.action_mask_BT
         assert policy.target is not None
         actions_N = actions_of(part)
-        hidden_NH, logits_NV = policy.features(part)
+        hidden_NH, logits_NV = policy.read(part)
         q_KBT = spread(policy.q_heads.taken(hidden_NH, actions_N), mask_BT)
         values_BT = spread(policy.value_head(hidden_NH).squeeze(-1), mask_BT)
         with torch.no_grad():
             after_BT = next_values(values_BT, mask_BT, part.bootstrap_values_B)
             targets_BT = peng_q_lambda(part.rewards_BT, after_BT, mask_BT, gamma=config.gamma, lam=0.0)
-            target_NH, _ = policy.target.features(part)
+            target_NH, _ = policy.target.read(part)
             slow_q_BT = spread(policy.target.q_heads.taken(target_NH, actions_N).min(0).values, mask_BT)
         parts = {
             "loss/td": td_loss(q_KBT, targets_BT, mask_BT, huber_delta=config.huber_delta, count=count),

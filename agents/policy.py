@@ -119,6 +119,23 @@ class TextPolicy(nn.Module):
         Returns:
             Logits (N, vocab_size), divided by the temperature, and values (N,); both at least float32.
         """
+        hidden_NH, logits_NV = self.features(
+            input_ids, position_ids, select, attention_mask=attention_mask, cache=cache
+        )
+        with torch.autocast(self.device.type, enabled=False):  # a rollout's own autocast would round values to bf16
+            logits_NV, values_N = self.heads(hidden_NH, logits_NV)
+        return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature), values_N
+
+    def features(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        select: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        cache: SlotCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads read: hidden states (N, H) and the language model's logits (N, V); arguments as `forward`."""
         kept: list[Tensor] = []
 
         def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -148,9 +165,7 @@ class TextPolicy(nn.Module):
         logits = output.logits[:, : self.vocab_size]
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
-        with torch.autocast(self.device.type, enabled=False):  # a rollout's own autocast would round values to bf16
-            logits, values = self.heads(kept[0].to(self.value_head.weight.dtype), logits)
-        return (logits if self.temperature == 1.0 else logits / self.temperature), values
+        return kept[0].to(self.value_head.weight.dtype), logits
 
     def heads(self, hidden_NH: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """From the chosen places' hidden states and LM logits to the logits that act, (N, V), and values (N,)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -72,7 +72,7 @@ class QLearner(TextAlgorithm):
         """One gradient step on some episodes, in micro-batches, and one of the slow copy."""
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.policy.device))
         for _rows, part in batch.micro_batches(self.config.micro_batch_tokens):
-            loss, parts = self.losses(on_device(part, self.policy.device), batch.num_tokens)
+            loss, parts = self.losses(part.to(self.policy.device), batch.num_tokens)
             loss.backward()
             for name, part_sum in parts.items():
                 sums[name] += part_sum.detach()
@@ -86,9 +86,3 @@ class QLearner(TextAlgorithm):
         for name in updates[0]:
             self.logger.record(name, sum(stats[name] for stats in updates) / len(updates))
         self.logger.record("policy/optimiser_steps", len(updates))
-
-
-def on_device(episodes: Trajectories, device: torch.device) -> Trajectories:
-    """The same episodes with every tensor on ``device``."""
-    tensors = {field.name: getattr(episodes, field.name) for field in fields(episodes)}
-    return episodes.replace(**{name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)})

@@ -103,7 +103,6 @@ class QPolicy(TextPolicy):
         self.prior = prior
         weight = self.value_head.weight
         self.q_heads = DuellingHeads(weight.shape[1], vocab_size, num_heads).to(weight).eval()
-        self._tap: list[tuple[Tensor, Tensor]] | None = None
         self.target = None
         target = copy.deepcopy(self)
         target.requires_grad_(False)
@@ -111,9 +110,6 @@ class QPolicy(TextPolicy):
 
     def heads(self, hidden_NH: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """From the chosen places' hidden states and LM logits to the logits that act, (N, V), and V (N,)."""
-        if self._tap is not None:
-            self._tap.append((hidden_NH, logits_NV))
-            return logits_NV, hidden_NH
         q_NV = self.q_heads.mean(hidden_NH)
         if self.prior:
             values_N = self.value_head(hidden_NH).squeeze(-1)
@@ -121,7 +117,7 @@ class QPolicy(TextPolicy):
         values_N = q_NV.max(-1).values
         return self.beta * (q_NV - values_N[:, None]), values_N
 
-    def features(self, episodes: Trajectories) -> tuple[Tensor, Tensor]:
+    def read(self, episodes: Trajectories) -> tuple[Tensor, Tensor]:
         """What the heads read before each of the N actions (row-major over the mask), in one forward.
 
         Returns:
@@ -130,12 +126,9 @@ class QPolicy(TextPolicy):
         places = self.places(
             episodes.input_ids_BS, episodes.prompt_lengths_B, episodes.action_mask_BT, episodes.prompt_groups_B
         )
-        self._tap = []
-        try:
-            self(places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask)
-            return self._tap[0]
-        finally:
-            self._tap = None
+        return self.features(
+            places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask
+        )
 
     @torch.no_grad()
     def update_target(self, tau: float) -> None:

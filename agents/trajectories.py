@@ -84,6 +84,11 @@ class Trajectories:
         """A copy with some fields exchanged."""
         return replace(self, **tensors)  # type: ignore[arg-type]
 
+    def to(self, device: torch.device | str) -> Trajectories:
+        """The same episodes with every tensor on ``device``."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return self.replace(**{name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)})
+
     def minibatches(self, count: int, generator: np.random.Generator) -> Iterator[Tensor]:
         """Shuffle the episodes into ``count`` sets of row numbers; episodes of one prompt stay together."""
         groups = int(self.prompt_groups_B.max()) + 1

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import torch
 if __package__ in (None, ""):  # run as a file: the repository's root is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from agents import PPO
+from agents import A2C, DQN, GRPO, NLPO, PPO, REINFORCE
+from agents.base import TextAlgorithm
 from agents.policy import Precision
 from agents.rollout import Collector
 from benchmarks import peers
@@ -43,11 +44,33 @@ from benchmarks.workload import (
     environment_alone,
     generate,
     iteration,
+    q_update,
     update_epoch,
 )
 
 QUICK = Workload(
     layers=1, width=32, heads=2, vocab_size=64, prompt_tokens=6, new_tokens=8, shortest=2, rows=4, env_steps=80
+)
+
+
+@dataclass(frozen=True)
+class PolicyGradientAgent:
+    """An agent whose iterations are measured, and the bare parts that one cannot do without."""
+
+    name: str
+    kind: type[TextAlgorithm]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    decodes: int = 1
+    epochs: bool = False
+    """Whether it makes the workload's epochs of a rollout, rather than one."""
+
+
+POLICY_GRADIENT = (
+    PolicyGradientAgent("REINFORCE", REINFORCE, {"baseline": "value", "samples_per_prompt": 1}),
+    PolicyGradientAgent("A2C", A2C),
+    PolicyGradientAgent("PPO", PPO, epochs=True),
+    PolicyGradientAgent("GRPO", GRPO, {"samples_per_prompt": 2}, epochs=True),
+    PolicyGradientAgent("NLPO", NLPO, decodes=2, epochs=True),  # the lagged policy reads every token too
 )
 
 
@@ -106,7 +129,16 @@ class Benchmark:
 
     def sections(self) -> Iterator[list[Row]]:
         """All rows, section by section, as they are measured."""
-        for section in (self.rollout, self.varying_lengths, self.update, self.whole, self.bf16, self.environment):
+        sections = (
+            self.rollout,
+            self.varying_lengths,
+            self.update,
+            self.q_update,
+            self.whole,
+            self.bf16,
+            self.environment,
+        )
+        for section in sections:
             yield section()
         if not self.on_gpu:
             yield self.memory()
@@ -144,28 +176,39 @@ class Benchmark:
         timings = self._take_turns({"ours": update_epoch(agent), "bare": self._bare_update(agent)})
         return [self._costlier("update epoch, float32", timings, "bare forward + backward", "<= 1.25")]
 
+    def q_update(self) -> list[Row]:
+        """DQN's update on a batch of whole episodes, its slow copy's forward included, likewise."""
+        agent = self.workload.agent(self.device, "float32", DQN)
+        timings = self._take_turns({"ours": q_update(agent), "bare": self._bare_update(agent)})
+        return [self._costlier("DQN update, float32", timings, "bare forward + backward", "<= 1.5")]
+
     def whole(self) -> list[Row]:
-        """A PPO iteration against the sum of the bare parts it cannot do without."""
+        """Every policy-gradient agent's iteration against the sum of the bare parts it cannot do without."""
         sizes, precision = self.workload, self.precision
+        agents = {
+            agent.name: sizes.agent(self.device, precision, agent.kind, **agent.options) for agent in POLICY_GRADIENT
+        }
         timings = self._take_turns(
             {
-                "ours": lambda: iteration(self.agent),
+                **{name: functools.partial(iteration, agent) for name, agent in agents.items()},
                 "generate": lambda: generate(self.model, self.prompts, sizes.new_tokens, precision),
                 "loop": lambda: bare_decode(self.model, self.prompts, sizes.new_tokens, precision),
-                "rest": self._bare_rest,
+                "forward": self._bare_forward,
+                "update": self._bare_update(self.agent),
             }
         )
-        decode = min(timings["generate"], timings["loop"], key=lambda timing: statistics.median(timing.seconds))
-        timings["floor"] = Timing(
-            self.on_gpu,
-            timings["ours"].units,
-            [a + b for a, b in zip(decode.cpu, timings["rest"].cpu, strict=True)],
-            [a + b for a, b in zip(decode.wall, timings["rest"].wall, strict=True)],
-        )
-        fastest = "generate()" if decode is timings["generate"] else "bare loop"
-        self.iteration_rate = timings["ours"].rate
-        note = f"floor: {fastest} + 1 forward + {sizes.epochs} x (forward + backward)"
-        return [self._costlier("PPO iteration", timings, "floor", "<= 1.25", note)]
+        fastest = min("generate", "loop", key=lambda name: statistics.median(timings[name].seconds))
+        rows = []
+        for agent in POLICY_GRADIENT:
+            updates = sizes.epochs if agent.epochs else 1
+            parts = {fastest: agent.decodes, "forward": 1, "update": updates}
+            ours = timings[agent.name]
+            both = {"ours": ours, "floor": Timing.added({timings[part]: n for part, n in parts.items()}, ours.units)}
+            floor = f"{agent.decodes} x {'generate()' if fastest == 'generate' else 'bare loop'}"
+            note = f"floor: {floor} + 1 forward + {updates} x (forward + backward)"
+            rows.append(self._costlier(f"{agent.name} iteration", both, "floor", "<= 1.25", note))
+        self.iteration_rate = timings["PPO"].rate
+        return rows
 
     def bf16(self) -> list[Row]:
         """What bf16 autocast gains in an update epoch, and in a whole iteration."""
@@ -259,10 +302,8 @@ class Benchmark:
 
         return run
 
-    def _bare_rest(self) -> int:
+    def _bare_forward(self) -> int:
         bare_forward(self.model, self.sequences, self.precision)
-        for _ in range(self.workload.epochs):
-            bare_update(self.model, self.sequences, self.precision)
         return self.workload.tokens
 
     def _environment_share(self) -> float:
@@ -297,7 +338,8 @@ def _memory_of_the_floor(workload: Workload, precision: Precision) -> float:
     torch.set_num_threads(1)
     bare = Benchmark(workload, precision=precision)
     bare_decode(bare.model, bare.prompts, workload.new_tokens, precision)
-    bare._bare_rest()
+    bare_forward(bare.model, bare.sequences, precision)
+    bare_update(bare.model, bare.sequences, precision)
     return peak_memory_mb()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerFast, StaticCache
 
-from agents import PPO
+from agents import DQN, PPO
+from agents.base import TextAlgorithm
 from agents.policy import Precision
 from agents.rollout import Collector
 from textgen_env import Prompt, TextGenVectorEnv, TextMDP, TextTask
@@ -93,20 +94,22 @@ class Workload:
         """Lengths of episodes that vary, the same at every call."""
         return np.random.default_rng(0).integers(self.shortest, self.new_tokens + 1, episodes).tolist()
 
-    def agent(self, device: str, precision: Precision, **options: Any) -> PPO:
-        """A PPO agent: one episode a row a rollout, one minibatch an epoch, each in a single forward."""
-        defaults = {
+    def agent(self, device: str, precision: Precision, kind: type[TextAlgorithm] = PPO, **options: Any) -> Any:
+        """An agent: one episode a row a rollout, one minibatch an epoch, each in a single forward."""
+        everything: dict[str, Any] = {
             "episodes_per_rollout": self.rows,
             "epochs": self.epochs,
             "minibatches": 1,
             "micro_batch_tokens": self.rows * (self.prompt_tokens + self.new_tokens),
         }
+        known = {field.name for field in fields(kind.config_class)}
+        defaults = {name: value for name, value in everything.items() if name in known}
         env = TextGenVectorEnv(self.rows, mdp=self.mdp(), autoreset_mode=AutoresetMode.DISABLED)
-        agent = PPO(self.config(), env, seed=0, device=device, precision=precision, **{**defaults, **options})
+        agent = kind(self.config(), env, seed=0, device=device, precision=precision, **{**defaults, **options})
         agent.set_logger(Logger(None, []))
         return agent
 
-    def collector(self, agent: PPO, lengths: Sequence[int] | None = None) -> Collector:
+    def collector(self, agent: TextAlgorithm, lengths: Sequence[int] | None = None) -> Collector:
         """A collector of its own around the agent's policy, with deferred scoring; lengths are forced if given."""
         return Collector(FixedLengths(self.rows, self.mdp(), lengths), agent.policy, seed=0)
 
@@ -134,8 +137,8 @@ class FixedLengths(TextGenVectorEnv):
 # --- the contenders ---------------------------------------------------------------------------------------
 
 
-def iteration(agent: PPO) -> int:
-    """One whole PPO iteration: rollout, reference, advantages, epochs. Returns the tokens it acted."""
+def iteration(agent: TextAlgorithm) -> int:
+    """One whole iteration: rollout, reference, advantages, update. Returns the tokens it acted."""
     trajectories = agent.collector.collect(
         agent.config.episodes_per_rollout, samples_per_prompt=agent.config.samples_per_prompt
     )
@@ -154,6 +157,18 @@ def update_epoch(agent: PPO) -> Callable[[], int]:
     def run() -> int:
         agent.accumulate_gradients(batch, everything)
         agent.optimiser_step()
+        return trajectories.num_tokens
+
+    return run
+
+
+def q_update(agent: DQN) -> Callable[[], int]:
+    """One update of a Q-learner on a rollout's episodes: two forwards, a backward, the step and the slow copy's."""
+    trajectories = agent.collector.collect(agent.config.episodes_per_rollout)
+    assert trajectories is not None
+
+    def run() -> int:
+        agent.update(trajectories)
         return trajectories.num_tokens
 
     return run

@@ -1,14 +1,18 @@
 """The honest baselines: imitation of the best, and chance."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from agents.cloning import ExpertIteration, best_of_groups
+from agents.cloning import ExpertIteration, Supervised, best_of_groups
 from agents.evaluation import evaluate
+from agents.logged import logged_episodes
 from agents.random_agent import Random
 from tests.agents.conftest import gpt2_config, gradients, largest_gap, make_env, make_mdp, weights
+from textgen_env import Prompt, TextMDP
 
 
 def make(kind, env=None, **options):
@@ -110,3 +114,31 @@ def test_random_draws_uniformly_and_never_learns():
     assert float(((counts - expected) ** 2 / expected).sum()) < 24.3  # χ², 7 degrees of freedom, p = .001
     agent.learn(200)
     assert largest_gap(weights(agent.policy), before) == 0
+
+
+# --- of references ----------------------------------------------------------------------------------------
+
+
+def test_supervised_learns_the_references_of_the_split():
+    agent = make(Supervised, make_env(mdp=make_mdp(max_new_tokens=6)), learning_rate=3e-3)
+    agent.learn(3000)
+    assert agent.generate(["a", "d d d", "f"], greedy=True) == ["a b"] * 3  # the small world's only reference
+    assert agent.num_timesteps >= 3000
+    assert len(agent.data) == 6
+
+
+def test_supervised_learns_logged_episodes_where_it_has_some():
+    mdp = make_mdp(max_new_tokens=6)
+    data = logged_episodes(mdp, [0, 1, 2], ["c", "c", "c"])
+    agent = make(Supervised, make_env(mdp=mdp), data=data)
+    agent.learn(600)
+    assert agent.generate(["a", "f"], greedy=True) == ["c", "c"]
+    assert agent.data is data
+
+
+def test_without_references_there_is_nothing_to_learn():
+    mdp = make_mdp()
+    bare = replace(mdp.task, splits={"train": tuple(Prompt(prompt.text) for prompt in mdp.prompts)})
+    agent = make(Supervised, make_env(mdp=TextMDP(bare, lambda completions: [0.0] * len(completions), mdp.tokenizer)))
+    with pytest.raises(ValueError, match="has no references to learn from"):
+        agent.learn(10)

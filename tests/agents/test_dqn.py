@@ -122,7 +122,7 @@ def fitted_q_iteration(sweeps, *, heads=1, follow=True):
         for parameter in (*policy.q_heads.parameters(), *policy.target.q_heads.parameters()):
             parameter.zero_()
         policy.target.model.load_state_dict(policy.model.state_dict())
-        hidden, _ = policy.features(episodes)
+        hidden, _ = policy.read(episodes)
         where = tree.places[0][tree.mask], tree.places[1][tree.mask]
         states = torch.zeros(len(STATES), 33, dtype=torch.float64)
         states[where[0]] = torch.cat([hidden, torch.ones(len(hidden), 1)], dim=-1)

@@ -243,7 +243,6 @@ def test_what_is_logged_is_that_of_the_drawn_episodes():
         ({"expectile": 1.0}, "expectile must lie between 0 and 1, got 1.0"),
         ({"minibatches": 0}, "minibatches must be at least 1"),
         ({"cloning_coef": -1.0}, "cloning_coef must not be negative"),
-        ({"check_invariants": True}, "logged episodes have no sampler"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from agents.q_learning import on_device
 from tests.agents.conftest import largest_gap, make_env, make_mdp, weights
 from tests.agents.test_dqn import collected, make_dqn
 from tests.agents.test_q_policy import not_after_itself
@@ -29,8 +28,8 @@ def test_the_slow_copy_starts_as_the_network_and_follows_every_update():
     assert largest_gap(weights(agent.policy.target), after) == 0
 
 
-def test_on_device_moves_every_tensor():
+def test_episodes_move_with_every_tensor():
     episodes = collected(make_dqn(make_env(mdp=make_mdp(allowed_tokens=not_after_itself))))
-    moved = on_device(episodes, torch.device("meta"))
+    moved = episodes.to("meta")
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
     assert moved.infos == episodes.infos

@@ -97,7 +97,7 @@ def test_the_first_head_starts_at_nothing_and_twins_start_apart():
 def test_acting_logits_are_those_of_the_equations(prior, samples):
     policy = make_q_policy(beta=3.0, prior=prior, num_heads=2)
     episodes = play(policy, samples=samples)
-    hidden, lm_logits = policy.features(episodes)
+    hidden, lm_logits = policy.read(episodes)
     q = policy.q_heads.mean(hidden)
     logits = 3.0 * q + (torch.log_softmax(lm_logits, -1) if prior else 0)
     expected = torch.log_softmax(logits, -1)
@@ -115,7 +115,7 @@ def test_acting_logits_are_those_of_the_equations(prior, samples):
 def test_one_forward_gives_q_at_every_place():
     policy = make_q_policy()
     episodes = play(policy, samples=4)
-    hidden, lm_logits = policy.features(episodes)
+    hidden, lm_logits = policy.read(episodes)
     at = 0
     for row in range(len(episodes)):
         prompt = int(episodes.prompt_lengths_B[row])
