@@ -320,6 +320,8 @@ def test_micro_batches_keep_the_masks_with_their_episodes(mdp, kind):
     agent.config.micro_batch_tokens = 20
     torch.testing.assert_close(agent.rescore(agent.policy, rollout)[0], whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole, rollout.log_probs_BT, rtol=0, atol=1e-4)
+    for _, part in rollout.micro_batches(20):
+        assert part.allowed_BTV.shape[:2] == part.action_mask_BT.shape  # no wider than the longest of them
     before = weights(agent.policy)
     agent.learn(1)
     assert largest_gap(weights(agent.policy), before) > 0
