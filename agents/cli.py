@@ -62,7 +62,7 @@ advantage, value, reward and KL from the reference. Prints the tokens with their
 
 _GENERATE = """Complete prompts, given as arguments or one a line on standard input."""
 
-_MODEL_FIELDS = ("model", "layers", "width", "heads", "vocab_size")
+_MODEL_FIELDS = ("model", "layers", "width", "heads", "vocab_size", "lora_rank")
 _ENVIRONMENT_FIELDS = (
     "env",
     "data",
@@ -142,6 +142,9 @@ def _parser(argv: Sequence[str]) -> OptionParser:
     score.add_argument("--prompts", type=int, default=200, metavar="N", help="at most so many (default: 200)")
     score.add_argument(
         "--samples-per-prompt", type=int, default=1, metavar="N", help="sampled completions a prompt (default: 1)"
+    )
+    score.add_argument(
+        "--best-of", type=int, metavar="N", help="also draw N completions for each one and let the reward choose"
     )
     score.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts and sampling (default: 0)")
     score.add_argument("--output", metavar="FILE", help="also write the figures and all texts as JSON")
@@ -235,16 +238,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     settings = saved.settings_for(asked)
     mdp = on_split(make_mdp(settings, tokenizer=saved.tokenizer), arguments.split)
     agent = load_saved(saved, mdp)
+    ways: dict[str, dict[str, Any]] = {
+        "sampled": {"samples_per_prompt": arguments.samples_per_prompt},
+        "greedy": {"greedy": True},
+    }
+    if arguments.best_of is not None:
+        ways[f"best of {arguments.best_of}"] = {
+            "samples_per_prompt": arguments.samples_per_prompt,
+            "best_of": arguments.best_of,
+        }
     found = {
-        kind: evaluate(
-            agent,
-            mdp,
-            num_prompts=arguments.prompts,
-            samples_per_prompt=arguments.samples_per_prompt if kind == "sampled" else 1,
-            greedy=kind == "greedy",
-            seed=arguments.seed,
-        )
-        for kind in ("sampled", "greedy")
+        way: evaluate(agent, mdp, num_prompts=arguments.prompts, seed=arguments.seed, **options)
+        for way, options in ways.items()
     }
     print(f"{arguments.source} on {mdp.task.name}, {found['sampled'].num_prompts} prompts of the {mdp.split} split")
     print(_aligned(measures_table({"value": found})))
@@ -310,7 +315,7 @@ def _list(arguments: argparse.Namespace) -> int:
         print(f"  {name}")
     print("\nalgorithms")
     for name, (kind, _) in ALGORITHMS.items():
-        print(f"  {name:<12} {(kind.__doc__ or '').strip().splitlines()[0]}")
+        print(f"  {name:<18} {(kind.__doc__ or '').strip().splitlines()[0]}")
     return 0
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from agents.trajectories import Trajectories
 from textgen_env import Completion, TextMDP
 from textgen_env.lookup import did_you_mean
+from textgen_env.tasks.records import read_jsonl
 
 
 def logged_episodes(
@@ -58,6 +60,58 @@ def logged_episodes(
         infos = [_info(completion) for completion in finished]
         token_rewards = [_spread(reward, len(ids)) for reward, ids in zip(rewards, written, strict=True)]
     return _trajectories(mdp, indices, written, token_rewards, infos)
+
+
+def read_logged(path: str | PathLike[str], mdp: TextMDP) -> Trajectories:
+    """Logged episodes from a JSON-lines file: ``prompt`` and ``completion`` (texts), and where it is known ``reward``.
+
+    Records of prompts that the task has in another split are left out, with one warning: they are held out.
+
+    Raises:
+        ValueError: a record lacks a field or has one of the wrong type, its prompt is in no split, or some records
+            have a reward and others have none (naming file and line); or no record is left.
+        OSError: the file cannot be read.
+    """
+    indices = {prompt.text: index for index, prompt in enumerate(mdp.prompts)}
+    held_out = {prompt.text for split in mdp.task.splits.values() for prompt in split} - indices.keys()
+    prompts: list[int] = []
+    completions: list[str] = []
+    rewards: list[float] = []
+    skipped = 0
+    for where, record in read_jsonl(path):
+        prompt, completion = (_field(record, name, where) for name in ("prompt", "completion"))
+        if prompt in held_out:
+            skipped += 1
+            continue
+        if prompt not in indices:
+            hint = did_you_mean(prompt, indices).partition(" Known")[0]
+            raise ValueError(f"{where}: {prompt!r:.80} is no prompt of task '{mdp.task.name}'; {hint[:200]}")
+        reward = record.get("reward")
+        if (reward is not None) != (len(rewards) == len(prompts)) and prompts:
+            raise ValueError(f"{where}: give every record a reward, or none (the environment's own then scores them)")
+        if reward is not None:
+            if isinstance(reward, bool) or not isinstance(reward, (int, float)):
+                raise ValueError(f"{where}, field 'reward': expected a number, got {reward!r:.80}")
+            rewards.append(float(reward))
+        prompts.append(indices[prompt])
+        completions.append(completion)
+    if not prompts:
+        raise ValueError(f"{path}: no record's prompt is in split '{mdp.split}' of task '{mdp.task.name}'")
+    if skipped:
+        warnings.warn(
+            f"{path}: {skipped} of {skipped + len(prompts)} records are of prompts outside split '{mdp.split}' and are "
+            "left out",
+            stacklevel=2,
+        )
+    return logged_episodes(mdp, prompts, completions, rewards or None)
+
+
+def _field(record: Mapping[str, Any], name: str, where: str) -> str:
+    if name not in record:
+        raise ValueError(f"{where}: no field '{name}'; {did_you_mean(name, record)}")
+    if not isinstance(record[name], str):
+        raise ValueError(f"{where}, field '{name}': expected a text, got {type(record[name]).__name__}")
+    return str(record[name])
 
 
 def reference_episodes(mdp: TextMDP) -> Trajectories:

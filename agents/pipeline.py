@@ -23,7 +23,10 @@ from agents.callbacks import (
     save_agent,
 )
 from agents.config import AlgorithmConfig
+from agents.dqn import DQN
 from agents.evaluation import Evaluation, evaluate, on_split
+from agents.logged import read_logged, reference_episodes
+from agents.logged_rollouts import FromLoggedEpisodes
 from agents.report import read_evaluations, write_report
 from agents.run_folder import RunFolder, write_json
 from agents.settings import RunSettings, make_mdp, make_model
@@ -158,6 +161,7 @@ class _Job:
             self.folder.forget_after(-1)  # of a run that was interrupted before its first checkpoint
             named = "GPT-2 from scratch" if self.settings.model is None else str(self.settings.model)
             self.say("model", f"{named}, {agent.policy.model.num_parameters():,} parameters, on {agent.policy.device}")
+        self.hand_over_logged(agent, train)
         settings = replace(self.settings, output=str(self.folder.path))
         resolved = {
             "environment": {
@@ -178,10 +182,22 @@ class _Job:
         train.tokenizer.hf.save_pretrained(str(self.folder.model))
         return agent
 
+    def hand_over_logged(self, agent: TextAlgorithm, train: TextMDP) -> None:
+        """Written completions for the algorithms that learn from some."""
+        path = self.settings.logged
+        if isinstance(agent, FromLoggedEpisodes):
+            agent.set_data(read_logged(path, train) if path else reference_episodes(train))
+        elif isinstance(agent, DQN) and path:
+            agent.set_demonstrations(read_logged(path, train))
+        elif path:
+            raise ValueError(f"'{self.settings.algo}' learns from its own rollouts only: leave --logged out")
+
     def warm_start_epochs(self, train: TextMDP) -> float:
         """As asked; by default a model from scratch first learns to write, a pretrained one can already."""
         if self.settings.warm_start_epochs is not None:
             return self.settings.warm_start_epochs
+        if issubclass(self.algorithm, FromLoggedEpisodes):
+            return 0.0  # written completions are what it learns from
         has_references = any(prompt.references for prompt in train.prompts)
         return _FRESH_EPOCHS if self.settings.model is None and has_references else 0.0
 

@@ -45,7 +45,7 @@ def measures_table(found: Found) -> Table:
     stages = [stage for stage in found if found[stage]]
     changes = len(stages) == 2
     rows: list[list[str]] = []
-    for kind in ("sampled", "greedy"):
+    for kind in dict.fromkeys(kind for stage in stages for kind in found[stage]):
         columns = [found[stage][kind] for stage in stages if kind in found[stage]]
         if not columns:
             continue

@@ -61,6 +61,11 @@ class RunSettings:
         "supervised passes over the references before RL; by default 2 for a model from scratch (where there are "
         "references), 0 for a pretrained one",
     )
+    logged: str | None = option(
+        None,
+        "a JSON-lines file of written completions (prompt, completion, perhaps reward): what supervised and ilql learn "
+        "from, by default the references, and demonstrations for dqn",
+    )
     seed: int = option(0, "seeds weights, prompts and sampling")
 
     eval_every: int | None = option(None, "tokens between evaluations on held-out prompts; by default a tenth of all")
@@ -137,9 +142,10 @@ def make_mdp(settings: RunSettings, tokenizer: Any = None) -> TextMDP:
     try:
         if settings.env is not None:
             return _registered(settings.env, chosen)
-        if settings.reward is None:
+        task = _task(settings)
+        if settings.reward is None and task.reward is None:
             raise ValueError("your own data needs a reward: a name from 'textgen list', or 'module:attr'")
-        return TextMDP(_task(settings), **chosen)
+        return TextMDP(task, **chosen)
     except (ImportError, AttributeError) as error:  # what a mistyped 'module:attr' gives; the message says which
         raise ValueError(str(error)) from error
 

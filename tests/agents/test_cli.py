@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shlex
+import warnings
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import agents.cli
 from agents import PPO, PPOConfig
+from agents.algorithms import ALGORITHMS
 from agents.cli import main
 from agents.config import option
 from agents.options import OptionParser, add_options
@@ -80,6 +82,56 @@ def test_evaluate_a_run_and_its_model(run_folder, data, tmp_path, capsys):
     assert "--env or --data" in capsys.readouterr().err
     assert main(["evaluate", str(run_folder), "--split", "tset"]) == 2
     assert "did you mean 'test'" in capsys.readouterr().err
+
+
+def test_evaluate_lets_the_reward_choose(run_folder, capsys):
+    assert main(["evaluate", str(run_folder), "--prompts", "3", "--best-of", "4"]) == 0
+    table = capsys.readouterr().out
+    scores = {way: float(score) for way, score in re.findall(r"^Reward, (.+?)  +(\d\.\d{3})", table, re.MULTILINE)}
+    assert scores.keys() == {"sampled", "greedy", "best of 4"}
+    assert scores["best of 4"] >= scores["sampled"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "option"),
+    [
+        *[(name, []) for name in ALGORITHMS],
+        ("supervised", ["--logged"]),
+        ("ilql", ["--logged"]),
+        ("dqn", ["--logged"]),
+    ],
+)
+def test_every_algorithm_trains_by_name_and_goes_on(algorithm, option, data, tmp_path):
+    logged = tmp_path / "logged.jsonl"
+    questions = [json.loads(line)["question"] for line in data.read_text().splitlines()]
+    records = [{"prompt": question, "completion": "owls", "reward": 0.5} for question in questions]
+    logged.write_text("".join(json.dumps(record) + "\n" for record in records))
+    kind, config_class = ALGORITHMS[algorithm]
+    words = ["train", "--data", str(data), "--reward", "rouge_l", *TINY, "--episodes-per-rollout", "16"]
+    if not any(field.name == "epochs" for field in dataclasses.fields(config_class)):
+        at = words.index("--epochs")
+        del words[at : at + 2]
+    words += [
+        "--algo",
+        algorithm,
+        "--output",
+        str(tmp_path / "run"),
+        *(word for o in option for word in (o, str(logged))),
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(records are of prompts outside|references are longer)")
+        assert main(words) == 0
+        assert main(["train", "--resume", str(tmp_path / "run"), "--total-tokens", "400", "--quiet"]) == 0
+    agent = kind.load(tmp_path / "run" / "agent.zip", device="cpu")
+    assert agent.num_timesteps >= 400
+    if algorithm == "dqn":
+        assert (agent.replay.demonstrations is not None) is bool(option)
+
+
+def test_logged_completions_are_refused_where_nobody_reads_them(data, tmp_path, capsys):
+    arguments = ["--data", str(data), "--reward", "rouge_l", *TINY, "--logged", str(data)]
+    assert main(["train", *arguments, "--output", str(tmp_path / "run")]) == 2
+    assert "'ppo' learns from its own rollouts only: leave --logged out" in capsys.readouterr().err
 
 
 def test_credit_prints_tokens_and_writes_a_page(run_folder, tmp_path, capsys):

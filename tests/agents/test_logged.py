@@ -1,10 +1,12 @@
 """Logged completions become the episodes that the environment would have reported."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from agents.logged import logged_episodes, reference_episodes
+from agents.logged import logged_episodes, read_logged, reference_episodes
 from agents.policy import TextPolicy
 from agents.rollout import Collector
 from tests.agents.conftest import PROMPTS, gpt2_config, make_env, make_mdp, make_policy, word_tokenizer
@@ -124,3 +126,61 @@ def test_what_was_not_allowed_is_refused():
     task = TextTask.from_pairs({"train": [("a", None)]}, name="bare")
     with pytest.raises(ValueError, match="has no references to learn from"):
         reference_episodes(TextMDP(task, lambda completions: [0.0] * len(completions), word_tokenizer("a")))
+
+
+# --- from a file ------------------------------------------------------------------------------------------
+
+
+def two_splits():
+    """The small world with one prompt held out."""
+    task = TextTask.from_pairs({"train": [("a", "a b"), ("b c", "a b")], "test": [("d", "a b")]}, name="letters")
+    return TextMDP(task, lambda completions: [1.0] * len(completions), word_tokenizer("a b c d"), max_new_tokens=6)
+
+
+def written(tmp_path, *records):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_file_is_read_as_its_records_say(tmp_path):
+    mdp = two_splits()
+    path = written(
+        tmp_path, {"prompt": "b c", "completion": "a a", "reward": 2}, {"prompt": "a", "completion": "b", "reward": -1}
+    )
+    found = read_logged(path, mdp)
+    expected = logged_episodes(mdp, [1, 0], ["a a", "b"], [2.0, -1.0])
+    assert torch.equal(found.input_ids_BS, expected.input_ids_BS)
+    assert found.returns_B.tolist() == [2.0, -1.0]
+    scored = read_logged(written(tmp_path, {"prompt": "a", "completion": "b"}), mdp)
+    assert scored.returns_B.tolist() == [1.0]  # by the environment
+
+
+def test_held_out_prompts_are_not_learned_from(tmp_path):
+    path = written(tmp_path, {"prompt": "d", "completion": "a"}, {"prompt": "a", "completion": "b"})
+    with pytest.warns(UserWarning, match="1 of 2 records are of prompts outside split 'train'"):
+        found = read_logged(path, two_splits())
+    assert [info["prompt"] for info in found.infos] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"promt": "a", "completion": "b"}], "line 1: no field 'prompt'; did you mean 'promt'"),
+        ([{"prompt": "a", "completion": 3}], "line 1, field 'completion': expected a text, got int"),
+        ([{"prompt": "e e", "completion": "b"}], "line 1: 'e e' is no prompt of task 'letters'"),
+        ([{"prompt": "a", "completion": "b", "reward": "1"}], "line 1, field 'reward': expected a number"),
+        (
+            [{"prompt": "a", "completion": "b", "reward": 1}, {"prompt": "a", "completion": "b"}],
+            "line 2: give every record a reward, or none",
+        ),
+        (
+            [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "reward": 1}],
+            "line 2: give every record a reward, or none",
+        ),
+        ([{"prompt": "d", "completion": "b"}], "no record's prompt is in split 'train'"),
+    ],
+)
+def test_a_bad_record_is_named(tmp_path, records, message):
+    with pytest.raises(ValueError, match=message):
+        read_logged(written(tmp_path, *records), two_splits())

@@ -288,7 +288,7 @@ def test_settings_that_do_not_fit_together(data, tmp_path, changes, message):
         ({"env": "CartPole-v1"}, "unknown text environment"),
         ({"data": "pets.txt:x", "reward": "rouge_l"}, "cannot import module 'pets.txt'"),
         ({"data": __file__, "reward": "rouge_l"}, "neither a .jsonl nor a .csv"),
-        ({"data": "x.jsonl"}, "needs a reward"),
+        ({"data": "textgen_env.tasks:news_summary"}, "needs a reward"),
         ({"env": "textgen_env/NewsSummary-v0", "reward": "rouge_k"}, "did you mean 'rouge_"),
         ({"env": "textgen_env/NewsSummary-v0", "reward": "json:dump_s"}, "no 'dump_s'"),
     ],
