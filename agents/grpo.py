@@ -23,7 +23,9 @@ class GRPOConfig(ClippedConfig):
         True, "divide a group's advantages by their standard deviation; off weighs prompts as their rewards do"
     )
     whiten_advantages: bool = option(False, "advantages of a rollout to mean 0, variance 1")
-    kl_estimator: KLEstimator = option("k3", "k1 = d, k2 = d²/2 or k3 = e^(−d) − 1 + d, with d = log π − log π_ref")
+    kl_estimator: KLEstimator = option(
+        "k3", "k1 = d (for the reward: exact), k2 = d²/2 or k3 = e^(−d) − 1 + d (for the loss), d = log π − log π_ref"
+    )
     kl_in: KLPlace = option("loss", "charge the KL in the reward, or (k2, k3) as a term of the loss")
 
     def __post_init__(self) -> None:

@@ -33,7 +33,9 @@ class PolicyGradientConfig(AlgorithmConfig):
     whiten_advantages: bool = option(True, "advantages of a rollout to mean 0, variance 1")
     whiten_rewards: bool = option(False, "rewards of a rollout, KL penalty included, to variance 1")
     kl_coef_per_sequence: float = option(0.02, "reward units charged a nat of a completion's KL from the reference")
-    kl_estimator: KLEstimator = option("k1", "k1 = d, k2 = d²/2 or k3 = e^(−d) − 1 + d, with d = log π − log π_ref")
+    kl_estimator: KLEstimator = option(
+        "k1", "k1 = d (for the reward: exact), k2 = d²/2 or k3 = e^(−d) − 1 + d (for the loss), d = log π − log π_ref"
+    )
     kl_in: KLPlace = option("reward", "charge the KL in the reward, or (k2, k3) as a term of the loss")
     kl_target_per_sequence: float | None = option(None, "steer the coefficient towards this KL (nats a completion)")
     kl_horizon_episodes: float = option(10_000, "episodes over which the steering works")

@@ -46,12 +46,17 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("textgen ")])
 def test_textgen_command_runs(line: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in shlex.split(line, comments=True)][1:]
-    if "train" in words:
+    if words[0] == "train":
         words += SMALL
         if "--model" in words:
             _own_data_and_model(workplace)
         else:
             words += FROM_SCRATCH
+    elif words[1:] and words[1].startswith("runs/"):
+        assert (
+            cli.main(["train", "--env", "textgen_env/NewsSummary-v0", *SMALL, *FROM_SCRATCH, "--output", words[1]]) == 0
+        )
+        words += ["--prompts", "4"] if words[0] == "evaluate" else ["--texts", "1"]
     assert cli.main(words) == 0
 
 
