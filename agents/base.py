@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -33,6 +32,7 @@ from agents.policy import TextPolicy
 from agents.prediction import predict
 from agents.reference import frozen_copy
 from agents.rollout import ActionRule, Collector
+from agents.rollout_metrics import rollout_metrics
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv, TextMDP
 
@@ -300,7 +300,8 @@ class TextAlgorithm(BaseAlgorithm):
             if self._iteration == 0 and self.config.check_invariants:
                 self._check_first_rollout(trajectories)
             self._update_learning_rate(self.policy.optimizer)
-            self._log_rollout(trajectories)
+            for name, value in rollout_metrics(trajectories).items():
+                self.logger.record(name, value)
             self.train(trajectories)
             self._iteration += 1
             finished = time.perf_counter()
@@ -361,18 +362,6 @@ class TextAlgorithm(BaseAlgorithm):
     def train(self, trajectories: Trajectories) -> None:
         """Update the policy on one rollout."""
         raise NotImplementedError
-
-    def _log_rollout(self, trajectories: Trajectories) -> None:
-        returns = trajectories.returns_B
-        record = self.logger.record
-        record("reward", float(returns.mean()))
-        record("reward_std", float(returns.std(correction=0)))
-        components = [info["reward"] for info in trajectories.infos if "reward" in info]  # the scored episodes
-        for name in components[0] if components else ():
-            record(f"rewards/{name}/mean", float(np.mean([component[name]["raw"] for component in components])))
-        record("completions/mean_length", float(trajectories.lengths_B.float().mean()))
-        cut = [info.get("stop_reason") == "length" for info in trajectories.infos]
-        record("completions/clipped_ratio", float(np.mean(cut)))
 
     # ---------------------------------------------------------------- shared machinery of the updates
 

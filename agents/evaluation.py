@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from agents.rollout import Collector
+from agents.rollout_metrics import component_means
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv, TextMDP
 
@@ -146,7 +147,7 @@ def evaluate(
         interval=bootstrap_interval(scores, generator),
         scores=tuple(scores.tolist()),
         prompt_indices=tuple(chosen.tolist()),
-        components=_component_means(played),
+        components=component_means(played),
         mean_length=float(played.lengths_B.double().mean()),
         clipped_ratio=float(np.mean([info["stop_reason"] == "length" for info in played.infos])),
         entropy=entropy,
@@ -253,12 +254,3 @@ def _entropy_and_log_ratios(agent: TextAlgorithm, played: Trajectories) -> tuple
         reference_BT, _ = agent.rescore(agent.reference, played)
         log_ratios_B = ((log_probs_BT - reference_BT) * played.action_mask_BT).sum(-1)
     return total / played.num_tokens, log_ratios_B
-
-
-def _component_means(played: Trajectories) -> dict[str, float]:
-    """Mean raw value of each component; a component may apply to some of the completions only."""
-    raw: dict[str, list[float]] = {}
-    for info in played.infos:
-        for name, values in info["reward"].items():
-            raw.setdefault(name, []).append(values["raw"])
-    return {name: float(np.nanmean(values)) for name, values in raw.items() if not np.isnan(values).all()}
