@@ -128,13 +128,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def run_all(jobs: Sequence[Job], output: Path, workers: int) -> Iterator[dict[str, Any]]:
+def run_all(
+    jobs: Sequence[Job], output: Path, workers: int, pool: Any = ProcessPoolExecutor
+) -> Iterator[dict[str, Any]]:
     """Make the runs that the output lacks, ``workers`` at a time, each line written as it comes."""
     done = {Job(line["task"], line["algorithm"], line["seed"]) for line in read(output) if "error" not in line}
     missing = [job for job in jobs if job not in done]
     output.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, job) for job in missing]):
+    with pool(workers, mp_context=get_context("spawn")) as executor:
+        for future in as_completed([executor.submit(run, job) for job in missing]):
             line = future.result()
             with output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -144,8 +146,8 @@ def run_all(jobs: Sequence[Job], output: Path, workers: int) -> Iterator[dict[st
 def report(lines: Iterable[dict[str, Any]]) -> str:
     """A Markdown table, task by algorithm. A run that failed is shown as such."""
     cells: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for line in lines:  # of a run that was made again the last line counts
-        cells.setdefault((line["task"], line["algorithm"]), {})[line["seed"]] = line
+    for job, line in _last(lines).items():
+        cells.setdefault((job.task, job.algorithm), {})[job.seed] = line
     rows = [
         "| task | algorithm | solved, of seeds | greedy, share of optimum | sampled | episodes to solve, median (most) "
         "| episodes | CPU s |",
@@ -167,6 +169,11 @@ def report(lines: Iterable[dict[str, Any]]) -> str:
             f"| {statistics.median(line['cpu_seconds'] for line in good):.0f} |"
         )
     return "\n".join(rows)
+
+
+def _last(lines: Iterable[dict[str, Any]]) -> dict[Job, dict[str, Any]]:
+    """Of a run that was made again the last line counts."""
+    return {Job(line["task"], line["algorithm"], line["seed"]): line for line in lines}
 
 
 def _with_interval(values: list[float]) -> str:
@@ -192,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not lines:
             parser.error(f"{args.file} holds no runs: make some with 'run --output {args.file}'")
         print(report(lines))
-        return int(any("error" in line for line in lines))
+        return int(any("error" in line for line in _last(lines).values()))
     jobs = [Job(task, algorithm, seed) for task in args.tasks for algorithm in args.algos for seed in range(args.seeds)]
     try:
         for job in jobs:  # a misspelled name now, not an hour from now
