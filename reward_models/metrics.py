@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rouge_score import rouge_scorer
 
+from reward_models.composite import Composable
 from textgen_env.lookup import did_you_mean
 
 _VARIANTS = {"1": "rouge1", "2": "rouge2", "l": "rougeL", "lsum": "rougeLsum"}
@@ -14,7 +15,7 @@ _MEASURES = {"f1": "fmeasure", "precision": "precision", "recall": "recall"}
 _AGGREGATES = ("max", "mean")
 
 
-class Rouge:
+class Rouge(Composable):
     """ROUGE (Lin, 2004) of a completion against its prompt's references, computed by ``rouge-score``.
 
     Args:

@@ -12,6 +12,7 @@ made up for a text the plug-in failed on.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from textgen_env.lookup import did_you_mean
-from textgen_env.types import Completion, RewardFunction, Scores
+from textgen_env.types import Completion, Components, RewardFunction, Scores
 
 RewardKind: TypeAlias = Literal["terminal", "dense"]
 """``"terminal"``: asked once, about finished text. ``"dense"``: asked about every growing prefix."""
@@ -64,12 +65,19 @@ def dense(function: _F) -> _F:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """A plug-in's checked answer about B completions, before anything is summed or weighed."""
+    """A reward's checked answer about B completions, which it need not apply to: what compositions build on."""
 
     token_rewards: list[npt.NDArray[np.float64]]
     """B arrays of shape (T_i,); all NaN where the reward does not apply, so that no one pays it unawares."""
     valid: npt.NDArray[np.bool_]
     """Shape (B,): False where the plug-in answered ``None`` ("does not apply")."""
+    components: Components
+    """As in `Scores`; where a component does not apply, raw and normalised are NaN and 0 is paid."""
+
+    @property
+    def totals(self) -> npt.NDArray[np.float64]:
+        """Shape (B,): the undiscounted reward of each completion, NaN where it does not apply."""
+        return np.array([rewards.sum() for rewards in self.token_rewards], dtype=np.float64)
 
 
 class Reward:
@@ -117,8 +125,8 @@ class Reward:
         """Ask the plug-in about B completions, in one call.
 
         Returns:
-            B reward arrays of shape (T_i,); a single float stands on the last token. ``components`` has one
-            entry, this reward's, whose raw and weighted totals are equal.
+            B reward arrays of shape (T_i,); a single float stands on the last token. ``components`` has the
+            entry of this reward, or of every part of a composition; what they pay sums to the totals.
 
         Raises:
             RewardError: the plug-in raised, wants an argument there is none of, returned anything but one
@@ -128,16 +136,37 @@ class Reward:
         for index in np.flatnonzero(~judgement.valid):
             what = "returned None (does not apply), and there is no other reward to apply"
             raise self._error(what, completions, int(index), "Return a number for every completion")
-        totals = np.array([rewards.sum() for rewards in judgement.token_rewards], dtype=np.float64)
-        return Scores(judgement.token_rewards, {self.name: {"raw": totals, "weighted": totals.copy()}})
+        return Scores(judgement.token_rewards, judgement.components)
 
     def judge(self, completions: Sequence[Completion]) -> Judgement:
         """As ``score``, with a mask where the plug-in answered ``None``: what compositions build on."""
-        if not completions:
-            return Judgement([], np.zeros(0, dtype=np.bool_))
-        values = self._values(self._call(completions), completions)
+        values = self._values(self._call(completions), completions) if completions else []
+        return self._judgement(values, completions)
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """The keys of ``info["reward"]``, known before anything is scored."""
+        return (self.name,)
+
+    def frozen(self) -> Reward:
+        """The same reward for evaluating: what adapts in training (a running normalisation) stands still in it.
+
+        It is a view, not a copy: it goes by the statistics as they are when it is asked.
+        """
+        return self
+
+    def renamed(self, name: str) -> Reward:
+        """The same reward under another name."""
+        twin = copy.copy(self)
+        twin.name = name
+        return twin
+
+    def _judgement(self, values: Sequence[Any], completions: Sequence[Completion]) -> Judgement:
         token_rewards = [self._token_rewards(value, completions, i) for i, value in enumerate(values)]
-        return Judgement(token_rewards, np.array([value is not None for value in values]))
+        totals = np.array([rewards.sum() for rewards in token_rewards], dtype=np.float64)
+        valid = np.array([value is not None for value in values], dtype=np.bool_)
+        paid = {"raw": totals, "normalised": totals.copy(), "weighted": np.where(valid, totals, 0.0)}
+        return Judgement(token_rewards, valid, {self.name: paid})
 
     def _call(self, completions: Sequence[Completion]) -> Any:
         arguments = self._arguments(completions)

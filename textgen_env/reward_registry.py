@@ -5,7 +5,6 @@ So this package knows of ready rewards without importing them.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from typing import Any
@@ -80,11 +79,7 @@ def resolve_reward(reward: str | RewardFunction | type[Any] | Reward, name: str 
     function = _instantiate(function, {})
     if not isinstance(function, Reward):
         return Reward(function, name=name)
-    if name is None:
-        return function
-    renamed = copy.copy(function)
-    renamed.name = name
-    return renamed
+    return function if name is None else function.renamed(name)
 
 
 def _instantiate(target: Any, kwargs: dict[str, Any]) -> Any:

@@ -55,14 +55,19 @@ class Completion:
     """``None`` while the text is still growing (dense rewards are asked about every prefix)."""
 
 
+Components: TypeAlias = dict[str, dict[str, npt.NDArray[np.float64]]]
+"""Reward name -> ``raw`` (what the plug-in said), ``normalised`` (after clipping and normalising, before the weight)
+and ``weighted`` (what it paid), each of shape (B,). A part that only reports has paid 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """A reward's verdict on B completions."""
 
     token_rewards: list[npt.NDArray[np.float64]]
     """B arrays of shape (T_i,): the reward of every token. A terminal reward stands on the last token."""
-    components: dict[str, dict[str, npt.NDArray[np.float64]]]
-    """Reward name -> {"raw": (B,), "weighted": (B,)}. The weighted values of all names sum to ``totals``."""
+    components: Components
+    """What each part of the reward said and paid. The weighted values of all names sum to ``totals``."""
 
     @property
     def totals(self) -> npt.NDArray[np.float64]:

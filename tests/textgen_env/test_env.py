@@ -151,7 +151,7 @@ def test_eos_ends_an_episode(make):
         "references": ("four", "4"),
         "text": "ab",
         "stop_reason": "eos",
-        "reward": {"length": {"raw": 2.0, "weighted": 2.0}},
+        "reward": {"length": {"raw": 2.0, "normalised": 2.0, "weighted": 2.0}},
     }
 
 

@@ -205,7 +205,7 @@ def test_a_float_stands_on_the_last_token() -> None:
     assert [rewards.tolist() for rewards in scores.token_rewards] == [[1.0], [0.0, 2.0], [0.0] * 4]
     assert scores.totals.tolist() == [1.0, 2.0, 0.0]
     assert list(scores.components) == ["word_count"]
-    assert scores.info(1) == {"word_count": {"raw": 2.0, "weighted": 2.0}}
+    assert scores.info(1) == {"word_count": {"raw": 2.0, "normalised": 2.0, "weighted": 2.0}}
 
 
 def test_an_array_pays_each_token() -> None:

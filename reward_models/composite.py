@@ -1,0 +1,406 @@
+"""Arithmetic on rewards: ``0.6 * Rouge("L") + 0.3 * Bleu() - brevity``, and what each part of it paid."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from textgen_env.reward import Judgement, Reward, RewardError
+from textgen_env.reward_registry import resolve_reward
+from textgen_env.types import Completion, Components
+
+Bounds = tuple[float, float]
+
+
+class Composable:
+    """Gives a reward ``+ - * /`` and unary minus, with numbers, rewards, plain functions and registered names.
+
+    >>> from reward_models import Rouge
+    >>> def brevity(completions):
+    ...     return [-len(text) for text in completions]
+    >>> 0.6 * Rouge("L") + brevity
+    0.6 * rouge_l + brevity
+    """
+
+    __array_ufunc__ = None  # else a NumPy scalar on the left would make an array of us
+
+    def __add__(self, other: Any) -> WeightedSum:
+        return WeightedSum([(1.0, self), (1.0, other)]) if _is_operand(other) else NotImplemented
+
+    def __radd__(self, other: Any) -> WeightedSum:
+        return WeightedSum([(1.0, other), (1.0, self)]) if _is_operand(other) else NotImplemented
+
+    def __sub__(self, other: Any) -> WeightedSum:
+        return WeightedSum([(1.0, self), (-1.0, other)]) if _is_operand(other) else NotImplemented
+
+    def __rsub__(self, other: Any) -> WeightedSum:
+        return WeightedSum([(1.0, other), (-1.0, self)]) if _is_operand(other) else NotImplemented
+
+    def __neg__(self) -> WeightedSum:
+        return WeightedSum([(-1.0, self)])
+
+    def __mul__(self, other: Any) -> Composition:
+        if isinstance(other, numbers.Real):
+            return WeightedSum([(float(other), self)])
+        return Product(self, other) if _is_operand(other) else NotImplemented
+
+    def __rmul__(self, other: Any) -> Composition:
+        if isinstance(other, numbers.Real):
+            return WeightedSum([(float(other), self)])
+        return Product(other, self) if _is_operand(other) else NotImplemented
+
+    def __truediv__(self, other: Any) -> Composition:
+        if isinstance(other, numbers.Real):
+            if not other:
+                raise RewardError(f"cannot divide reward {self!r} by 0")
+            return WeightedSum([(1.0 / float(other), self)])
+        return Ratio(self, other) if _is_operand(other) else NotImplemented
+
+    def __rtruediv__(self, other: Any) -> Composition:
+        return Ratio(other, self) if _is_operand(other) else NotImplemented
+
+    def named(self, name: str) -> Reward:
+        """The same reward under another name, where two in one composition would have the same."""
+        return as_reward(self, name)
+
+
+def as_reward(reward: Any, name: str | None = None) -> Reward:
+    """Anything `resolve_reward` takes, with operators: ``0.3 * as_reward(brevity) + 0.7 * as_reward("rouge_l")``.
+
+    Args:
+        reward: a registered name, ``"module:attr"``, a function, an object or a `Reward`.
+        name: what to call it instead.
+
+    Raises:
+        ValueError, TypeError, ImportError: as `resolve_reward`.
+    """
+    found = resolve_reward(reward, name)
+    return found if isinstance(found, Composable) else WeightedSum([(1.0, found)])
+
+
+class Composition(Composable, Reward):
+    """A reward made of rewards. Subclasses say in ``judge`` how.
+
+    Args:
+        parts: the rewards it is made of.
+        name: what to call the whole; default: its formula.
+
+    Raises:
+        RewardError: two components have the same name.
+    """
+
+    def __init__(self, parts: Sequence[Reward], name: str | None = None) -> None:
+        self.parts = tuple(parts)
+        self.kind = "terminal"
+        self.bounds = None
+        self.name = name or repr(self)
+        self._check_names()
+
+    def judge(self, completions: Sequence[Completion]) -> Judgement:
+        """Ask the parts, and combine their answers."""
+        raise NotImplementedError
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Those of the parts."""
+        return tuple(name for part in self.parts for name in part.component_names)
+
+    def frozen(self) -> Reward:
+        """The same composition for evaluating, all parts frozen."""
+        view = copy.copy(self)
+        view.parts = tuple(part.frozen() for part in self.parts)
+        return view
+
+    def renamed(self, name: str) -> Reward:
+        """The same composition, the whole under another name.
+
+        Raises:
+            RewardError: a part has that name already.
+        """
+        twin = copy.copy(self)
+        twin.name = name
+        twin._check_names()
+        return twin
+
+    def _check_names(self) -> None:
+        seen: set[str] = set()
+        for component in self.component_names:
+            if component in seen:
+                raise RewardError(
+                    f"two components of {self!r} are called '{component}': give one of them another name, "
+                    f"with .named('other') or as_reward(function, name='other')"
+                )
+            seen.add(component)
+
+
+class WeightedSum(Composition):
+    """``Σ weight · reward + constant``, every part reported under its own name.
+
+    A part of weight 0 is computed and reported, not paid, and its failures are raised. A part that answers ``None``
+    for a text pays 0 for it; where no part that pays applies, the sum does not apply. Sums of sums are one sum. The
+    sum is dense if a part that pays is: the terminal parts are then asked once, about the finished text, and pay on
+    its last token.
+
+    Args:
+        terms: pairs of a weight and a reward, or of a weight and a number (which goes into the constant).
+        name: what to call the whole; default: its formula.
+
+    Raises:
+        RewardError: a weight is not finite, there is no reward, or two have the same name.
+
+    >>> WeightedSum([(0.6, "rouge_l"), (0, "rouge_2")])
+    0.6 * rouge_l + 0 * rouge_2
+    """
+
+    def __init__(self, terms: Iterable[tuple[float, Any]], *, name: str | None = None) -> None:
+        weights: list[float] = []
+        parts: list[Reward] = []
+        self.constant = 0.0
+        for weight, term in terms:
+            if isinstance(term, numbers.Real):
+                self.constant += weight * float(term)
+                continue
+            reward = resolve_reward(term)
+            if isinstance(reward, WeightedSum):
+                weights += [weight * own for own in reward.weights]
+                parts += reward.parts
+                self.constant += weight * reward.constant
+            else:
+                weights.append(float(weight))
+                parts.append(reward)
+        self.weights: tuple[float, ...] = tuple(weights)
+        if not parts:
+            raise RewardError("a sum of rewards needs at least one reward")
+        if not all(map(math.isfinite, (*weights, self.constant))):
+            raise RewardError(f"the weights of a sum of rewards must be finite, got {weights} and {self.constant}")
+        super().__init__(parts, name)
+        paying = [part for weight, part in self.terms if weight]
+        self.kind = "dense" if any(part.kind == "dense" for part in paying) else "terminal"
+        self.bounds = self._sum_of_bounds()
+
+    @property
+    def terms(self) -> list[tuple[float, Reward]]:
+        """Weights and rewards."""
+        return list(zip(self.weights, self.parts, strict=True))
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Those of the parts, and ``"constant"`` where there is one."""
+        return super().component_names + (("constant",) if self.constant else ())
+
+    def __repr__(self) -> str:
+        text = ""  # Reads like 0.6 * rouge_l - brevity + 1
+        for weight, part in self.terms:
+            sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
+            factor = "" if abs(weight) == 1 else f"{abs(weight):g} * "
+            text += sign + factor + formula(part)
+        return text + (f" {'-' if self.constant < 0 else '+'} {abs(self.constant):g}" if self.constant else "")
+
+    def judge(self, completions: Sequence[Completion]) -> Judgement:
+        """Ask every part, each about all completions in one call."""
+        token_rewards = [np.zeros(len(completion.token_ids)) for completion in completions]
+        applies = np.zeros(len(completions), dtype=np.bool_)
+        finished = np.array([completion.stop_reason is not None for completion in completions], dtype=np.bool_)
+        components: Components = {}
+        for weight, part in self.terms:
+            at_every_step = self.kind == "terminal" or (weight and part.kind == "dense")
+            judgement = part.judge(completions) if at_every_step else judge_some(part, completions, finished)
+            if weight or not any(self.weights):
+                applies |= judgement.valid
+            if weight:
+                for row in np.flatnonzero(judgement.valid):
+                    token_rewards[row] += weight * judgement.token_rewards[row]
+            for name, values in judgement.components.items():
+                components[name] = {**values, "weighted": weight * values["weighted"] + 0.0}  # + 0.0: no -0.0
+        if self.constant:
+            constant = np.where(applies & (finished | (self.kind == "terminal")), self.constant, 0.0)
+            for rewards, value in zip(token_rewards, constant, strict=True):
+                rewards[-1] += value
+            components["constant"] = {kind: constant.copy() for kind in ("raw", "normalised", "weighted")}
+        for row in np.flatnonzero(~applies):
+            token_rewards[row][:] = np.nan
+        return Judgement(token_rewards, applies, components)
+
+    def renamed(self, name: str) -> Reward:
+        """The sum under another name; with one term, that is the name of its component too."""
+        twin = copy.copy(self)
+        if len(self.parts) == 1:
+            twin.parts = (self.parts[0].renamed(name),)
+        return Composition.renamed(twin, name)
+
+    def _sum_of_bounds(self) -> Bounds | None:
+        low = high = self.constant
+        for weight, part in self.terms:
+            if weight:
+                if part.bounds is None:
+                    return None
+                ends = sorted(weight * bound for bound in part.bounds)
+                low, high = low + ends[0], high + ends[1]
+        return low, high
+
+
+class Pointwise(Composition):
+    """A function of the totals of terminal rewards, paid on the last token.
+
+    It applies where all its parts do. The parts are reported and have paid nothing; the result is a component of its
+    own, unless there is one part of one component: then it is that component's ``normalised`` value.
+
+    Raises:
+        RewardError: a part is dense, or two components have the same name; when scoring, a result is not finite.
+    """
+
+    def __init__(self, parts: Sequence[Reward], name: str | None = None) -> None:
+        for part in parts:
+            want_terminal(part, type(self).__name__)
+        names = [component for part in parts for component in _without_constant(part)]
+        self._transforms_one = len(names) == 1
+        super().__init__(parts, name or (names[0] if self._transforms_one else None))
+
+    def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The result for N completions, from the totals of each part."""
+        raise NotImplementedError
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Those of the parts, and the result's."""
+        names = tuple(name for part in self.parts for name in _without_constant(part))
+        return (self.name,) if self._transforms_one else (*names, self.name)
+
+    def judge(self, completions: Sequence[Completion]) -> Judgement:
+        """Ask every part, each about all completions in one call."""
+        judgements = [part.judge(completions) for part in self.parts]
+        valid = np.logical_and.reduce([judgement.valid for judgement in judgements])
+        values = np.full(len(completions), np.nan)
+        with np.errstate(all="ignore"):  # what is not finite is an error, below
+            values[valid] = self.combine(*(judgement.totals[valid] for judgement in judgements))
+        for index in np.flatnonzero(valid & ~np.isfinite(values)):
+            raise self._error(f"is {values[index]}, which is not finite,", completions, int(index))
+        told = [unpaid(judgement.components) for judgement in judgements]
+        components = {
+            name: one[name] for part, one in zip(self.parts, told, strict=True) for name in _without_constant(part)
+        }
+        raw = values
+        if self._transforms_one:
+            raw = components.popitem()[1]["raw"]
+        components[self.name] = {"raw": raw, "normalised": values, "weighted": np.where(valid, values, 0.0)}
+        return Judgement(on_last_token(values, completions), valid, components)
+
+
+class Product(Pointwise):
+    """``a · b · …``: what ``a * b`` makes. Products of products are one product."""
+
+    def __init__(self, *rewards: Any, name: str | None = None) -> None:
+        parts: list[Reward] = []
+        for reward in map(resolve_reward, rewards):
+            parts += reward.parts if isinstance(reward, Product) else [reward]
+        super().__init__(parts, name)
+        self.bounds = _corners(parts, lambda *factors: math.prod(factors))
+
+    def __repr__(self) -> str:
+        return " * ".join(formula(part, WeightedSum) for part in self.parts)
+
+    def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The product of the totals."""
+        return np.prod(totals_N, axis=0)
+
+
+class Ratio(Pointwise):
+    """``numerator / denominator``: what ``a / b`` makes. Where the denominator is 0, scoring is an error.
+
+    A number as the numerator makes its inverse.
+    """
+
+    def __init__(self, numerator: Any, denominator: Any, *, name: str | None = None) -> None:
+        below = resolve_reward(denominator)
+        self.scale = float(numerator) if isinstance(numerator, numbers.Real) else None
+        parts = [below] if self.scale is not None else [resolve_reward(numerator), below]
+        super().__init__(parts, name)
+        if below.bounds is not None and not below.bounds[0] <= 0.0 <= below.bounds[1]:
+            self.bounds = _corners(parts, lambda *ends: (ends[0] if len(ends) > 1 else self.scale) / ends[-1])
+
+    def __repr__(self) -> str:
+        above = formula(self.parts[0], WeightedSum) if self.scale is None else f"{self.scale:g}"
+        return f"{above} / {formula(self.parts[-1], WeightedSum, Pointwise)}"
+
+    def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The quotient of the totals."""
+        return (totals_N[0] if self.scale is None else self.scale) / totals_N[-1]
+
+
+def formula(reward: Reward, *bracketed: type[Composition]) -> str:
+    """How a reward stands in the formula of a composition; sums of one term need no brackets."""
+    if not isinstance(reward, Composition):
+        return reward.name
+    text = repr(reward)
+    return f"({text})" if isinstance(reward, bracketed) and text != reward.parts[0].name else text
+
+
+def want_terminal(reward: Reward, what: str) -> None:
+    """Refuse a dense reward where only the total of a finished text has a meaning."""
+    if reward.kind == "dense":
+        raise RewardError(
+            f"{what} needs a reward about the finished text, and '{reward.name}' is dense (asked at every step): "
+            f"Spread(reward, at=()) asks it at the end alone and pays the total there"
+        )
+
+
+def on_last_token(
+    values_B: npt.NDArray[np.float64], completions: Sequence[Completion]
+) -> list[npt.NDArray[np.float64]]:
+    """B arrays of shape (T_i,) with the value on the last token; all NaN where it is NaN."""
+    token_rewards = [np.zeros(len(completion.token_ids)) for completion in completions]
+    for rewards, value in zip(token_rewards, values_B, strict=True):
+        rewards[-1] = value
+        if math.isnan(value):
+            rewards[:] = value
+    return token_rewards
+
+
+def unpaid(components: Components) -> Components:
+    """Components that are reported only: what they said, and that it paid 0."""
+    return {name: {**told, "weighted": np.zeros_like(told["weighted"])} for name, told in components.items()}
+
+
+def judge_some(reward: Reward, completions: Sequence[Completion], asked_B: npt.NDArray[np.bool_]) -> Judgement:
+    """Ask about some completions, in one call. The others pay 0 and have NaN in the report.
+
+    What is paid stands on the last token, where the texts that were not asked about get nothing either.
+    """
+    rows = np.flatnonzero(asked_B)
+    found = reward.judge([completions[int(row)] for row in rows])
+    totals, valid = np.zeros(len(completions)), np.ones(len(completions), dtype=np.bool_)
+    totals[rows], valid[rows] = found.totals, found.valid
+    components: Components = {}
+    for name, told in found.components.items():
+        components[name] = {}
+        for kind, values in told.items():
+            components[name][kind] = np.full(len(completions), 0.0 if kind == "weighted" else np.nan)
+            components[name][kind][rows] = values
+    return Judgement(on_last_token(totals, completions), valid, components)
+
+
+def _without_constant(part: Reward) -> tuple[str, ...]:
+    """The components of a part of a formula, without a sum's constant: it pays nothing there."""
+    if isinstance(part, WeightedSum):
+        return tuple(name for term in part.parts for name in term.component_names)
+    return part.component_names
+
+
+def _is_operand(other: Any) -> bool:
+    return isinstance(other, (numbers.Real, str, Reward)) or callable(other)
+
+
+def _corners(parts: Sequence[Reward], function: Callable[..., float]) -> Bounds | None:
+    """Bounds of a function that is monotone in every argument; None if those of an argument are unknown."""
+    bounds = [part.bounds for part in parts if part.bounds is not None]
+    if len(bounds) < len(parts):
+        return None
+    values = [function(*corner) for corner in itertools.product(*bounds)]
+    return min(values), max(values)
