@@ -48,6 +48,10 @@ def reward_names() -> list[str]:
 
 for _variant in ("1", "2", "L", "Lsum"):
     register_reward(f"rouge_{_variant.lower()}", "reward_models:Rouge", variant=_variant)
+register_reward("coherence", "reward_models.coherence:Coherence")
+register_reward("factual", "reward_models.factual:Factual")
+for _measure in ("precision", "recall", "contradiction"):
+    register_reward(f"factual_{_measure}", "reward_models.factual:Factual", measure=_measure)
 
 
 def resolve_reward(reward: str | RewardFunction | type[Any] | Reward, name: str | None = None) -> Reward:
