@@ -185,7 +185,7 @@ def on_split(mdp: TextMDP, split: str) -> TextMDP:
     """
     return TextMDP(
         mdp.task,
-        mdp.reward,
+        mdp.reward.frozen(),
         mdp.tokenizer,
         max_prompt_tokens=mdp.max_prompt_tokens,
         max_new_tokens=mdp.max_new_tokens,

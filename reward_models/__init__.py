@@ -1,10 +1,76 @@
 """Everything that turns finished (or growing) text into numbers."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from reward_models.cache import Cached as Cached
+from reward_models.coherence import Coherence as Coherence
 from reward_models.composite import Composable as Composable
-from reward_models.composite import Product as Product
-from reward_models.composite import Ratio as Ratio
 from reward_models.composite import WeightedSum as WeightedSum
 from reward_models.composite import as_reward as as_reward
+from reward_models.factual import Factual as Factual
+from reward_models.judge import AsyncJudge as AsyncJudge
 from reward_models.metrics import Rouge as Rouge
+from reward_models.neighbours import conversational as conversational
+from reward_models.neighbours import from_rl4lms as from_rl4lms
+from reward_models.neighbours import to_trl as to_trl
+from reward_models.normalise import Normalise as Normalise
+from reward_models.pointwise import Clip as Clip
+from reward_models.pointwise import Gate as Gate
+from reward_models.pointwise import Product as Product
+from reward_models.pointwise import Ratio as Ratio
+from reward_models.shaping import PotentialDifference as PotentialDifference
+from reward_models.shaping import PotentialShaping as PotentialShaping
+from reward_models.shaping import Spread as Spread
 
-__all__ = ["Composable", "Product", "Ratio", "Rouge", "WeightedSum", "as_reward"]
+if TYPE_CHECKING:
+    from reward_models.classifier import Classifier as Classifier
+    from reward_models.encoder import BertScore as BertScore
+    from reward_models.encoder import SemanticSimilarity as SemanticSimilarity
+    from reward_models.language_model import ConditionalLikelihood as ConditionalLikelihood
+    from reward_models.language_model import Fluency as Fluency
+    from reward_models.language_model import Perplexity as Perplexity
+
+_WITH_TORCH = {
+    "BertScore": "reward_models.encoder",
+    "Classifier": "reward_models.classifier",
+    "ConditionalLikelihood": "reward_models.language_model",
+    "Fluency": "reward_models.language_model",
+    "Perplexity": "reward_models.language_model",
+    "SemanticSimilarity": "reward_models.encoder",
+}
+"""Rewards that hold a model, imported when they are asked for: counting words needs no torch."""
+
+__all__ = [
+    "AsyncJudge",
+    "BertScore",
+    "Cached",
+    "Classifier",
+    "Clip",
+    "Coherence",
+    "Composable",
+    "ConditionalLikelihood",
+    "Factual",
+    "Fluency",
+    "Gate",
+    "Normalise",
+    "Perplexity",
+    "PotentialDifference",
+    "PotentialShaping",
+    "Product",
+    "Ratio",
+    "Rouge",
+    "SemanticSimilarity",
+    "Spread",
+    "WeightedSum",
+    "as_reward",
+    "conversational",
+    "from_rl4lms",
+    "to_trl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module 'reward_models' has no attribute '{name}'")
+    return getattr(importlib.import_module(_WITH_TORCH[name]), name)

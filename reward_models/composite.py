@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,22 +48,22 @@ class Composable:
     def __mul__(self, other: Any) -> Composition:
         if isinstance(other, numbers.Real):
             return WeightedSum([(float(other), self)])
-        return Product(self, other) if _is_operand(other) else NotImplemented
+        return _pointwise("Product", self, other) if _is_operand(other) else NotImplemented
 
     def __rmul__(self, other: Any) -> Composition:
         if isinstance(other, numbers.Real):
             return WeightedSum([(float(other), self)])
-        return Product(other, self) if _is_operand(other) else NotImplemented
+        return _pointwise("Product", other, self) if _is_operand(other) else NotImplemented
 
     def __truediv__(self, other: Any) -> Composition:
         if isinstance(other, numbers.Real):
             if not other:
                 raise RewardError(f"cannot divide reward {self!r} by 0")
             return WeightedSum([(1.0 / float(other), self)])
-        return Ratio(self, other) if _is_operand(other) else NotImplemented
+        return _pointwise("Ratio", self, other) if _is_operand(other) else NotImplemented
 
     def __rtruediv__(self, other: Any) -> Composition:
-        return Ratio(other, self) if _is_operand(other) else NotImplemented
+        return _pointwise("Ratio", other, self) if _is_operand(other) else NotImplemented
 
     def named(self, name: str) -> Reward:
         """The same reward under another name, where two in one composition would have the same."""
@@ -210,13 +209,14 @@ class WeightedSum(Composition):
         finished = np.array([completion.stop_reason is not None for completion in completions], dtype=np.bool_)
         components: Components = {}
         for weight, part in self.terms:
-            at_every_step = self.kind == "terminal" or (weight and part.kind == "dense")
-            judgement = part.judge(completions) if at_every_step else judge_some(part, completions, finished)
+            waits = self.kind == "dense" and not (weight and part.kind == "dense")
+            judgement = judge_some(part, completions, finished) if waits else part.judge(completions)
             if weight or not any(self.weights):
                 applies |= judgement.valid
             if weight:
+                paid = on_last_token(judgement.totals, completions) if waits else judgement.token_rewards
                 for row in np.flatnonzero(judgement.valid):
-                    token_rewards[row] += weight * judgement.token_rewards[row]
+                    token_rewards[row] += weight * paid[row]
             for name, values in judgement.components.items():
                 components[name] = {**values, "weighted": weight * values["weighted"] + 0.0}  # + 0.0: no -0.0
         if self.constant:
@@ -246,109 +246,12 @@ class WeightedSum(Composition):
         return low, high
 
 
-class Pointwise(Composition):
-    """A function of the totals of terminal rewards, paid on the last token.
-
-    It applies where all its parts do. The parts are reported and have paid nothing; the result is a component of its
-    own, unless there is one part of one component: then it is that component's ``normalised`` value.
-
-    Raises:
-        RewardError: a part is dense, or two components have the same name; when scoring, a result is not finite.
-    """
-
-    def __init__(self, parts: Sequence[Reward], name: str | None = None) -> None:
-        for part in parts:
-            want_terminal(part, type(self).__name__)
-        names = [component for part in parts for component in _without_constant(part)]
-        self._transforms_one = len(names) == 1
-        super().__init__(parts, name or (names[0] if self._transforms_one else None))
-
-    def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The result for N completions, from the totals of each part."""
-        raise NotImplementedError
-
-    @property
-    def component_names(self) -> tuple[str, ...]:
-        """Those of the parts, and the result's."""
-        names = tuple(name for part in self.parts for name in _without_constant(part))
-        return (self.name,) if self._transforms_one else (*names, self.name)
-
-    def judge(self, completions: Sequence[Completion]) -> Judgement:
-        """Ask every part, each about all completions in one call."""
-        judgements = [part.judge(completions) for part in self.parts]
-        valid = np.logical_and.reduce([judgement.valid for judgement in judgements])
-        values = np.full(len(completions), np.nan)
-        with np.errstate(all="ignore"):  # what is not finite is an error, below
-            values[valid] = self.combine(*(judgement.totals[valid] for judgement in judgements))
-        for index in np.flatnonzero(valid & ~np.isfinite(values)):
-            raise self._error(f"is {values[index]}, which is not finite,", completions, int(index))
-        told = [unpaid(judgement.components) for judgement in judgements]
-        components = {
-            name: one[name] for part, one in zip(self.parts, told, strict=True) for name in _without_constant(part)
-        }
-        raw = values
-        if self._transforms_one:
-            raw = components.popitem()[1]["raw"]
-        components[self.name] = {"raw": raw, "normalised": values, "weighted": np.where(valid, values, 0.0)}
-        return Judgement(on_last_token(values, completions), valid, components)
-
-
-class Product(Pointwise):
-    """``a · b · …``: what ``a * b`` makes. Products of products are one product."""
-
-    def __init__(self, *rewards: Any, name: str | None = None) -> None:
-        parts: list[Reward] = []
-        for reward in map(resolve_reward, rewards):
-            parts += reward.parts if isinstance(reward, Product) else [reward]
-        super().__init__(parts, name)
-        self.bounds = _corners(parts, lambda *factors: math.prod(factors))
-
-    def __repr__(self) -> str:
-        return " * ".join(formula(part, WeightedSum) for part in self.parts)
-
-    def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The product of the totals."""
-        return np.prod(totals_N, axis=0)
-
-
-class Ratio(Pointwise):
-    """``numerator / denominator``: what ``a / b`` makes. Where the denominator is 0, scoring is an error.
-
-    A number as the numerator makes its inverse.
-    """
-
-    def __init__(self, numerator: Any, denominator: Any, *, name: str | None = None) -> None:
-        below = resolve_reward(denominator)
-        self.scale = float(numerator) if isinstance(numerator, numbers.Real) else None
-        parts = [below] if self.scale is not None else [resolve_reward(numerator), below]
-        super().__init__(parts, name)
-        if below.bounds is not None and not below.bounds[0] <= 0.0 <= below.bounds[1]:
-            self.bounds = _corners(parts, lambda *ends: (ends[0] if len(ends) > 1 else self.scale) / ends[-1])
-
-    def __repr__(self) -> str:
-        above = formula(self.parts[0], WeightedSum) if self.scale is None else f"{self.scale:g}"
-        return f"{above} / {formula(self.parts[-1], WeightedSum, Pointwise)}"
-
-    def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The quotient of the totals."""
-        return (totals_N[0] if self.scale is None else self.scale) / totals_N[-1]
-
-
 def formula(reward: Reward, *bracketed: type[Composition]) -> str:
     """How a reward stands in the formula of a composition; sums of one term need no brackets."""
     if not isinstance(reward, Composition):
         return reward.name
     text = repr(reward)
     return f"({text})" if isinstance(reward, bracketed) and text != reward.parts[0].name else text
-
-
-def want_terminal(reward: Reward, what: str) -> None:
-    """Refuse a dense reward where only the total of a finished text has a meaning."""
-    if reward.kind == "dense":
-        raise RewardError(
-            f"{what} needs a reward about the finished text, and '{reward.name}' is dense (asked at every step): "
-            f"Spread(reward, at=()) asks it at the end alone and pays the total there"
-        )
 
 
 def on_last_token(
@@ -363,44 +266,30 @@ def on_last_token(
     return token_rewards
 
 
-def unpaid(components: Components) -> Components:
-    """Components that are reported only: what they said, and that it paid 0."""
-    return {name: {**told, "weighted": np.zeros_like(told["weighted"])} for name, told in components.items()}
-
-
 def judge_some(reward: Reward, completions: Sequence[Completion], asked_B: npt.NDArray[np.bool_]) -> Judgement:
-    """Ask about some completions, in one call. The others pay 0 and have NaN in the report.
-
-    What is paid stands on the last token, where the texts that were not asked about get nothing either.
-    """
+    """Ask about some completions, in one call. The others pay 0 and have NaN in the report."""
     rows = np.flatnonzero(asked_B)
     found = reward.judge([completions[int(row)] for row in rows])
-    totals, valid = np.zeros(len(completions)), np.ones(len(completions), dtype=np.bool_)
-    totals[rows], valid[rows] = found.totals, found.valid
+    token_rewards = [np.zeros(len(completion.token_ids)) for completion in completions]
+    for row, rewards in zip(rows, found.token_rewards, strict=True):
+        token_rewards[row] = rewards
+    valid = np.ones(len(completions), dtype=np.bool_)
+    valid[rows] = found.valid
     components: Components = {}
     for name, told in found.components.items():
         components[name] = {}
         for kind, values in told.items():
             components[name][kind] = np.full(len(completions), 0.0 if kind == "weighted" else np.nan)
             components[name][kind][rows] = values
-    return Judgement(on_last_token(totals, completions), valid, components)
-
-
-def _without_constant(part: Reward) -> tuple[str, ...]:
-    """The components of a part of a formula, without a sum's constant: it pays nothing there."""
-    if isinstance(part, WeightedSum):
-        return tuple(name for term in part.parts for name in term.component_names)
-    return part.component_names
+    return Judgement(token_rewards, valid, components)
 
 
 def _is_operand(other: Any) -> bool:
     return isinstance(other, (numbers.Real, str, Reward)) or callable(other)
 
 
-def _corners(parts: Sequence[Reward], function: Callable[..., float]) -> Bounds | None:
-    """Bounds of a function that is monotone in every argument; None if those of an argument are unknown."""
-    bounds = [part.bounds for part in parts if part.bounds is not None]
-    if len(bounds) < len(parts):
-        return None
-    values = [function(*corner) for corner in itertools.product(*bounds)]
-    return min(values), max(values)
+def _pointwise(kind: str, left: Any, right: Any) -> Composition:
+    from reward_models import pointwise  # it builds on this module
+
+    made: Composition = getattr(pointwise, kind)(left, right)
+    return made

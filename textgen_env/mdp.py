@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,7 +165,8 @@ class TextMDP:
     def complete(self, prompt_index: int, token_ids: Sequence[int], stop: StopReason | None) -> Completion:
         """The completion that ``token_ids`` (the actions so far) are for prompt ``prompt_index``."""
         ids = tuple(int(token) for token in token_ids)
-        return Completion(self.prompts[prompt_index], self.tokenizer.decode(ids), ids, stop)
+        decode = self.tokenizer.decode
+        return Completion(self.prompts[prompt_index], decode(ids), ids, stop, decode)
 
     def score(self, completions: Sequence[Completion]) -> Scores:
         """The reward of a batch of completions: one call of the plug-in."""
@@ -178,16 +180,19 @@ class TextMDP:
     def returns(self, completions: Sequence[Completion]) -> npt.NDArray[np.float64]:
         """Shape (B,): what the environment pays for each finished completion in all, undiscounted.
 
-        A dense reward is asked about every prefix, as ``step`` asks, and pays the newest token of each.
+        A dense reward is asked about every prefix, as ``step`` asks, and pays the newest token of each. What a
+        reward adapts in training (a running normalisation) is not touched.
         """
         if not self.is_dense:
-            return self.score(completions).totals
+            return self.reward.frozen().score(completions).totals
         return np.array([self._paid(completion) for completion in completions], dtype=np.float64)
 
     def _paid(self, completion: Completion) -> float:
-        prefixes = (completion.token_ids[:length] for length in range(1, len(completion.token_ids)))
-        growing = [Completion(completion.prompt, self.tokenizer.decode(ids), ids, None) for ids in prefixes]
-        return float(sum(rewards[-1] for rewards in self.score([*growing, completion]).token_rewards))
+        if completion.decode is None:
+            completion = replace(completion, decode=self.tokenizer.decode)
+        growing = [completion.prefix(length) for length in range(1, len(completion.token_ids))]
+        scores = self.reward.frozen().score([*growing, completion])
+        return float(sum(rewards[-1] for rewards in scores.token_rewards))
 
     def oracle_completion(self, prompt_index: int) -> Completion:
         """The optimal completion of prompt ``prompt_index``, as its task knows it.

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from textgen_env.background import wait_for
 from textgen_env.lookup import did_you_mean
 from textgen_env.types import Completion, Components, RewardFunction, Scores
 
@@ -40,6 +41,11 @@ _STANDARD: dict[str, Callable[[Completion], Any]] = {
     "stop_reasons": lambda completion: completion.stop_reason,
 }
 """What every reward function can ask for, whatever the task."""
+
+_CONVERSATIONS = (
+    "Completions are plain strings here: a function that wants lists of messages goes through "
+    "reward_models.neighbours.conversational(function)"
+)
 
 
 class RewardError(ValueError):
@@ -84,8 +90,8 @@ class Reward:
     """A reward function with a name, called once a batch, its answer checked.
 
     Args:
-        function: a callable in the ``RewardFunction`` convention. Its attributes ``name``, ``kind`` and
-            ``bounds`` are read where it has them.
+        function: a callable in the ``RewardFunction`` convention, plain or ``async``. Its attributes ``name``,
+            ``kind`` and ``bounds`` are read where it has them.
         name: replaces the function's own name (``.name``, ``__name__`` or the class name in lower case).
 
     Attributes:
@@ -168,19 +174,27 @@ class Reward:
         paid = {"raw": totals, "normalised": totals.copy(), "weighted": np.where(valid, totals, 0.0)}
         return Judgement(token_rewards, valid, {self.name: paid})
 
-    def _call(self, completions: Sequence[Completion]) -> Any:
-        arguments = self._arguments(completions)
+    def _call(self, completions: Sequence[Completion], like: Sequence[Completion] | None = None) -> Any:
+        """The plug-in's answer; ``like`` as in `_arguments`."""
+        arguments = self._arguments(completions, like)
         try:
-            return self.function(**arguments)
+            return self._ask(arguments)
+        except RewardError:
+            raise  # it names the text itself
         except Exception as error:
             raised = f"raised {type(error).__name__} ({_shorten(str(error), as_repr=False)})"
+            mend = _CONVERSATIONS if str(error).startswith("string indices must be integers") else ""
             culprit = self._culprit(completions, error)
             if culprit is not None:
-                raise self._error(raised, completions, culprit) from error
+                raise self._error(raised, completions, culprit, mend) from error
             raise RewardError(
                 f"reward '{self.name}' {raised} on the batch of {len(completions)} completions; "
                 "none of them fails that way alone"
             ) from error
+
+    def _ask(self, arguments: dict[str, list[Any]]) -> Any:
+        result = self.function(**arguments)
+        return wait_for(result) if inspect.isawaitable(result) else result
 
     def _culprit(self, completions: Sequence[Completion], error: Exception) -> int | None:
         """The first text that fails alone in the way its batch failed, or None."""
@@ -188,7 +202,7 @@ class Reward:
             return 0
         for index, completion in enumerate(completions):
             try:
-                self.function(**self._arguments([completion], like=completions))
+                self._ask(self._arguments([completion], like=completions))
             except Exception as alone:
                 if type(alone) is type(error):
                     return index
@@ -226,13 +240,6 @@ class Reward:
 
     def _values(self, result: Any, completions: Sequence[Completion]) -> list[Any]:
         """The plug-in's return value as a list of B entries."""
-        if inspect.isawaitable(result):
-            if inspect.iscoroutine(result):
-                result.close()  # else Python warns, later and elsewhere, that it was never awaited
-            raise RewardError(
-                f"reward '{self.name}' is asynchronous, which is not supported yet: make it a plain function "
-                "(one that calls asyncio.run, for instance)"
-            )
         values = _plain(result)
         if not isinstance(values, Sequence) or isinstance(values, str | bytes):
             raise RewardError(

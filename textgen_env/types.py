@@ -53,6 +53,27 @@ class Completion:
     """The T >= 1 sampled actions (never re-tokenised text), the EOS included where it was emitted."""
     stop_reason: StopReason | None
     """``None`` while the text is still growing (dense rewards are asked about every prefix)."""
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False, repr=False)
+    """Token ids to text, as the environment does it. It does not travel with copies and pickles."""
+
+    def prefix(self, length: int) -> Completion:
+        """The same completion when it had only ``length`` tokens, 0 <= length < T, and was still growing.
+
+        Raises:
+            ValueError: there is no ``decode`` (a completion of the environment has one), or no such prefix.
+        """
+        if not 0 <= length < len(self.token_ids):
+            raise ValueError(f"a completion of {len(self.token_ids)} tokens has no growing prefix of {length}")
+        if self.decode is None:
+            raise ValueError(
+                "the text of a prefix is not known: this completion was made without decode=, or was copied or pickled"
+            )
+        ids = self.token_ids[:length]
+        return Completion(self.prompt, self.decode(ids), ids, None, self.decode)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A tokenizer in every info would make the pipes of an asynchronous vector env slow.
+        return Completion, (self.prompt, self.text, self.token_ids, self.stop_reason)
 
 
 Components: TypeAlias = dict[str, dict[str, npt.NDArray[np.float64]]]

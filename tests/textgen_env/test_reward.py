@@ -171,6 +171,19 @@ def test_what_a_partial_has_bound_stays_bound() -> None:
     assert Reward(everything).score(batch).totals.tolist() == [3.0]
 
 
+def test_a_completion_knows_its_prefixes_but_does_not_carry_the_tokenizer_around() -> None:
+    whole = Completion(Prompt("Say:"), "5 6 7", (5, 6, 7), "eos", lambda ids: " ".join(map(str, ids)))
+    assert whole.prefix(2) == Completion(Prompt("Say:"), "5 6", (5, 6), None)
+    assert (whole.prefix(2).prefix(0).text, whole.prefix(0).token_ids) == ("", ())
+    for length in (-1, 3):
+        with pytest.raises(ValueError, match=f"3 tokens has no growing prefix of {length}"):
+            whole.prefix(length)
+    for twin in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
+        assert twin == whole
+        with pytest.raises(ValueError, match="made without decode="):
+            twin.prefix(1)
+
+
 def test_a_plug_in_cannot_change_the_completions() -> None:
     def vandal(completions: list[str], completion_ids: list[list[int]], references: list[list[str]]) -> list[int]:
         completions.clear()
@@ -274,12 +287,71 @@ def test_a_function_that_forgot_to_return_is_told_so() -> None:
         Reward(forgetful).score(BATCH)  # type: ignore[arg-type]
 
 
-def test_an_asynchronous_reward_is_refused_without_a_stray_warning() -> None:
-    async def judge(completions: list[str]) -> list[float]:
-        return await asyncio.sleep(0, [0.0] * len(completions))
+async def awaited_word_count(completions: list[str]) -> list[float]:
+    return await asyncio.sleep(0, word_count(completions))
 
-    with pytest.raises(RewardError, match="'judge' is asynchronous, which is not supported yet"):
-        Reward(judge).score(BATCH)  # type: ignore[arg-type] # an unawaited coroutine would warn, and warnings are errors here
+
+class AsyncCall:
+    async def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        return await awaited_word_count(completions)
+
+
+@pytest.mark.parametrize(
+    "function", [awaited_word_count, AsyncCall(), functools.partial(awaited_word_count), AsyncCall().__call__]
+)
+def test_an_asynchronous_reward_is_awaited(function: Any) -> None:
+    assert Reward(function).score(BATCH).totals.tolist() == [1.0, 2.0, 0.0]
+
+
+def test_an_asynchronous_reward_works_inside_a_running_loop() -> None:
+    async def notebook() -> list[float]:
+        return Reward(awaited_word_count).score(BATCH).totals.tolist()
+
+    assert asyncio.run(notebook()) == [1.0, 2.0, 0.0]
+
+
+def test_asynchronous_batches_share_one_loop() -> None:
+    """Must fail if every batch had a loop of its own: a client session would be closed under its owner's hands."""
+    loops = []
+
+    async def judge(completions: list[str]) -> list[float]:
+        loops.append(asyncio.get_running_loop())
+        return word_count(completions)
+
+    for _ in range(2):
+        Reward(judge).score(BATCH)
+    assert loops[0] is loops[1]
+    assert loops[0].is_running()
+
+
+def test_an_asynchronous_failure_names_its_text() -> None:
+    async def parse(completions: list[str]) -> list[float]:
+        await asyncio.sleep(0)
+        return [float(text) for text in completions]
+
+    with pytest.raises(RewardError, match=r"'parse' raised ValueError .* for completion 1 of 2: 'two'"):
+        Reward(parse).score([completion("1"), completion("two")])
+
+
+def test_an_asynchronous_reward_that_scores_with_another_in_plain_code_does_not_wait_for_itself() -> None:
+    async def nested(completions: list[str]) -> list[float]:
+        return Reward(awaited_word_count).score(BATCH).totals.tolist()
+
+    with pytest.raises(RewardError, match="in plain code: await it"):
+        Reward(nested).score(BATCH[:1])
+
+
+def test_an_error_that_names_its_text_is_not_asked_about_again() -> None:
+    calls = 0
+
+    def careful(completions: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        raise RewardError("reward 'careful' does not like 'b c'")
+
+    with pytest.raises(RewardError, match=r"^reward 'careful' does not like 'b c'$"):
+        Reward(careful).score(BATCH)
+    assert calls == 1
 
 
 def test_long_texts_are_cut_in_messages() -> None:
@@ -294,6 +366,10 @@ def test_none_becomes_a_mask_that_nobody_can_pay_by_mistake() -> None:
     assert judgement.valid.tolist() == [True, False, True]
     assert np.isnan(judgement.token_rewards[1]).all()
     assert judgement.token_rewards[2].tolist() == [0, 0, 0, 2]
+    np.testing.assert_array_equal(judgement.totals, [1.0, np.nan, 2.0])
+    paid = judgement.components["fixed"]
+    np.testing.assert_array_equal(paid["raw"], [1.0, np.nan, 2.0])
+    np.testing.assert_array_equal(paid["weighted"], [1.0, 0.0, 2.0])
 
 
 def test_an_empty_batch_asks_nothing() -> None:
