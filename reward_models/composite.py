@@ -17,6 +17,9 @@ from textgen_env.types import Completion, Components
 
 Bounds = tuple[float, float]
 
+CONSTANT = "constant"
+"""The component of the numbers that are added to rewards, wherever in a formula they stand."""
+
 
 class Composable:
     """Gives a reward ``+ - * /`` and unary minus, with numbers, rewards, plain functions and registered names.
@@ -134,9 +137,11 @@ class Composition(Composable, Reward):
             if component in seen:
                 raise RewardError(
                     f"two components of {self!r} are called '{component}': give one of them another name, "
-                    f"with .named('other') or as_reward(function, name='other')"
+                    "with .named('other') or as_reward(function, name='other')"
                 )
             seen.add(component)
+        if any(part.name == CONSTANT and not isinstance(part, Composition) for part in self.parts):
+            raise RewardError(f"'{CONSTANT}' is what the numbers in {self!r} are called: name the reward otherwise")
 
 
 class WeightedSum(Composition):
@@ -191,8 +196,10 @@ class WeightedSum(Composition):
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """Those of the parts, and ``"constant"`` where there is one."""
-        return super().component_names + (("constant",) if self.constant else ())
+        """Those of the parts, and one for all constants."""
+        names = super().component_names
+        constant = (CONSTANT,) if self.constant or CONSTANT in names else ()
+        return (*(name for name in names if name != CONSTANT), *constant)
 
     def __repr__(self) -> str:
         text = ""  # Reads like 0.6 * rouge_l - brevity + 1
@@ -218,12 +225,16 @@ class WeightedSum(Composition):
                 for row in np.flatnonzero(judgement.valid):
                     token_rewards[row] += weight * paid[row]
             for name, values in judgement.components.items():
-                components[name] = {**values, "weighted": weight * values["weighted"] + 0.0}  # + 0.0: no -0.0
+                values = {**values, "weighted": weight * values["weighted"] + 0.0}  # + 0.0: no -0.0
+                components[name] = _added(components[name], values) if name == CONSTANT in components else values
         if self.constant:
             constant = np.where(applies & (finished | (self.kind == "terminal")), self.constant, 0.0)
             for rewards, value in zip(token_rewards, constant, strict=True):
                 rewards[-1] += value
-            components["constant"] = {kind: constant.copy() for kind in ("raw", "normalised", "weighted")}
+            told = {kind: constant for kind in ("raw", "normalised", "weighted")}
+            components[CONSTANT] = _added(components.pop(CONSTANT), told) if CONSTANT in components else told
+        elif CONSTANT in components:
+            components[CONSTANT] = components.pop(CONSTANT)  # the last, as in component_names
         for row in np.flatnonzero(~applies):
             token_rewards[row][:] = np.nan
         return Judgement(token_rewards, applies, components)
@@ -282,6 +293,13 @@ def judge_some(reward: Reward, completions: Sequence[Completion], asked_B: npt.N
             components[name][kind] = np.full(len(completions), 0.0 if kind == "weighted" else np.nan)
             components[name][kind][rows] = values
     return Judgement(token_rewards, valid, components)
+
+
+def _added(
+    first: dict[str, npt.NDArray[np.float64]], second: dict[str, npt.NDArray[np.float64]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Two constants as one; NaN is where a gate was closed on one of them."""
+    return {kind: np.nan_to_num(values) + np.nan_to_num(second[kind]) for kind, values in first.items()}
 
 
 def _is_operand(other: Any) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reward_models.composite import (
+    CONSTANT,
     Bounds,
     Composition,
     WeightedSum,
@@ -241,11 +242,9 @@ def unpaid(components: Components) -> Components:
     return {name: {**told, "weighted": np.zeros_like(told["weighted"])} for name, told in components.items()}
 
 
-def _without_constant(part: Reward) -> tuple[str, ...]:
-    """The components of a part of a formula, without a sum's constant: it pays nothing there."""
-    if isinstance(part, WeightedSum):
-        return tuple(name for term in part.parts for name in term.component_names)
-    return part.component_names
+def _without_constant(part: Reward) -> list[str]:
+    """The components of a part of a formula; a constant pays nothing there."""
+    return [name for name in part.component_names if name != CONSTANT]
 
 
 def _corners(parts: Sequence[Reward], function: Callable[..., float]) -> Bounds | None:
