@@ -1,4 +1,4 @@
-"""The command ``textgen``: train, evaluate, credit, generate, list."""
+"""The command ``textgen``: train, evaluate, credit, generate, reward, list."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from agents.invariants import InvariantError
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
 from agents.report import measures_table, sample_texts
+from agents.reward_cli import add_reward_commands
 from agents.run_folder import find_run, write_json
 from agents.saved import load_saved, open_saved
 from agents.settings import RunSettings, environment_ids, make_mdp
@@ -172,6 +173,8 @@ def _parser(argv: Sequence[str]) -> OptionParser:
         help="cap on a completion (default: the run's own, or 64; less where the model has no room for it)",
     )
     write.set_defaults(command=_generate, parser=write)
+
+    add_reward_commands(commands)
 
     listing = commands.add_parser("list", help="what there is: environments, rewards, algorithms")
     listing.set_defaults(command=_list, parser=listing)

@@ -68,7 +68,10 @@ class RewardEnsemble(Composable):
             ValueError: the lists differ in length.
             FloatingPointError: a score is not finite.
         """
-        scores_KB = self.member_scores(completions, prompts)
+        return self.reduce(self.member_scores(completions, prompts))
+
+    def reduce(self, scores_KB: npt.NDArray[np.float64]) -> list[float]:
+        """B scores from the members' (k, B)."""
         if self.reduction == "min":
             return [float(score) for score in scores_KB.min(0)]
         return [float(score) for score in scores_KB.mean(0) - self.pessimism * scores_KB.std(0)]

@@ -15,7 +15,9 @@ FORBIDDEN = {
     "agents": {"reward_models", "benchmarks"},
     "benchmarks": set(),
 }
-ALLOWED = {module: {"reward_models"} for module in ("agents.pipeline", "agents.cli", "agents.adversarial")}
+ALLOWED = {
+    module: {"reward_models"} for module in ("agents.pipeline", "agents.cli", "agents.reward_cli", "agents.adversarial")
+}
 """The top rooms of ``agents``, where a reward by name becomes an object."""
 
 
