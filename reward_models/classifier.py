@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from textgen_env.lookup import did_you_mean
 
 _OUTPUTS = ("probability", "logit", "log_probability")
 _PAIRS = ("prompt", "reference")
+_GAP = re.compile(r"\{(prompt|completion)\}")
 
 
 class Classifier(Composable):
@@ -110,16 +112,16 @@ class Classifier(Composable):
         if prompts is None and (self._premise == "prompt" or "{prompt}" in self._template):
             raise ValueError(f"{self.name} needs the prompts: call it with prompts=")
         shown = prompts if prompts is not None else [""] * len(completions)
-        texts = [
-            # Not str.format: a brace in a template that is JSON, say, is a brace.
-            self._template.replace("{prompt}", prompt).replace("{completion}", text)
-            for text, prompt in zip(completions, shown, strict=True)
-        ]
+        texts = [self._write(prompt, text) for prompt, text in zip(shown, completions, strict=True)]
         if self._premise is None:
             return self._scores(texts)
         if self._premise == "prompt":
             return self._scores(texts, list(shown))
         return self._best_of_references(texts, references)
+
+    def _write(self, prompt: str, completion: str) -> str:
+        # One pass, and not str.format: braces in the texts, or in a template that is JSON, are just braces.
+        return _GAP.sub(lambda gap: prompt if gap[1] == "prompt" else completion, self._template)
 
     def _best_of_references(self, texts: Sequence[str], references: Sequence[Sequence[str]] | None) -> list[float]:
         targets_B = check_references(self.name, texts, references)

@@ -25,8 +25,9 @@ class Coherence(Composable):
     information log p(s_i | s_1 … s_i-1) − log p(s_i) in nats a token, over all sentences after the first. It has no
     bounds; 0 is "as if each sentence stood alone".
 
-    A text of one sentence has no transition to judge: the rule looks at its pronouns and repeated word pairs only, the
-    model gives 0. To judge how a completion follows its prompt (the end of a story), count the prompt in.
+    A text of one sentence has no transition that could fail: the rule gives 1, less what its pronouns and repeated word
+    pairs cost, the model 0. So a headline is not pushed into a second sentence, and this reward alone says little of
+    it. To judge how a completion follows its prompt (the end of a story), count the prompt in.
 
     Args:
         model: None, or any ``AutoModelForCausalLM``: a hub name, a folder or a model object.

@@ -74,16 +74,18 @@ class LanguageModel:
         Raises:
             ValueError: an EOS is wanted, and the tokenizer has none.
         """
-        joined = [
-            before + ("" if not before or not after or before[-1].isspace() or after[0].isspace() else " ") + after
-            for before, after in zip(contexts, texts, strict=True)
-        ]
-        own = self._encode([both[len(before) :] for before, both in zip(contexts, joined, strict=True)])
-        pairs = zip(self._with_start(contexts), self._with_start(joined), own, strict=True)
-        return [
-            (before, self._ended(both[len(before) :] if both[: len(before)] == before else alone, end))
-            for before, both, alone in pairs
-        ]
+        befores = self._with_start(contexts)
+        follows = [_apart(context, text) for context, text in zip(contexts, texts, strict=True)]
+        rows: list[list[int] | None] = [None] * len(texts)
+        after_something = [index for index, context in enumerate(contexts) if context]
+        joined = self._with_start([contexts[index] + follows[index] for index in after_something])
+        for index, ids in zip(after_something, joined, strict=True):
+            before = befores[index]
+            rows[index] = ids[len(before) :] if ids[: len(before)] == before else None
+        by_itself = [index for index, row in enumerate(rows) if row is None]
+        for index, ids in zip(by_itself, self._encode([follows[index] for index in by_itself]), strict=True):
+            rows[index] = ids
+        return [(before, self._ended(row or [], end)) for before, row in zip(befores, rows, strict=True)]
 
     def log_likelihoods(self, continuations: Sequence[Continuation]) -> list[float]:
         """Σ_t log p(text_t | context, text_<t) of B texts, in nats.
@@ -148,6 +150,12 @@ class LanguageModel:
         if self.end_id is None:
             raise ValueError("the tokenizer has no EOS token to end a text with: set tokenizer.eos_token")
         return [*ids, self.end_id]
+
+
+def _apart(context: str, text: str) -> str:
+    """The text with the space that stands between it and its context."""
+    needs_space = context and text and not context[-1].isspace() and not text[0].isspace()
+    return " " + text if needs_space else text
 
 
 def windows(ids: list[int], start: int, length: int) -> list[tuple[list[int], int]]:
