@@ -48,6 +48,17 @@ def reward_names() -> list[str]:
 
 for _variant in ("1", "2", "L", "Lsum"):
     register_reward(f"rouge_{_variant.lower()}", "reward_models:Rouge", variant=_variant)
+register_reward("bleu", "reward_models:Bleu")
+register_reward("chrf", "reward_models:Chrf")
+register_reward("ter", "reward_models:Ter")
+register_reward("meteor", "reward_models:Meteor")
+register_reward("exact_match", "reward_models:ExactMatch")
+register_reward("token_f1", "reward_models:TokenF1")
+register_reward("edit_similarity", "reward_models:EditSimilarity")
+register_reward("distinct_2", "reward_models:Distinct")
+register_reward("json_format", "reward_models:JsonFormat")
+register_reward("instructions", "reward_models:Instructions")
+register_reward("sentiment_lexicon", "reward_models:LexiconSentiment")
 register_reward("coherence", "reward_models.coherence:Coherence")
 register_reward("factual", "reward_models.factual:Factual")
 for _measure in ("precision", "recall", "contradiction"):
