@@ -26,7 +26,7 @@ It is called with keyword arguments only and gets those it names (all of them wi
 ``prompts``, ``completions`` (lists of B strings), ``completion_ids`` (B lists of token ids, the EOS
 included where it was emitted), ``references`` (B lists of strings), ``stop_reasons`` (B strings) and one
 list a metadata column of the task. It returns B entries, each a float (paid on the last token), an array
-of one reward a token, or ``None`` ("does not apply").
+of one reward a token, or ``None`` ("does not apply"). It may be ``async``.
 """
 
 
