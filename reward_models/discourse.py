@@ -18,9 +18,7 @@ def _words_in(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_PERSONS = _words_in("he him his she her hers himself herself they them their theirs themselves")
-_PRONOUNS = _PERSONS | _words_in("it its itself")
-_SPEAKERS = _words_in("i me my mine we us our ours")
+_PRONOUNS = _words_in("he him his himself she her hers herself it its itself they them their theirs themselves")
 _CONNECTIVES = _words_in(
     "then but so finally afterwards eventually later however therefore luckily unfortunately suddenly instead also "
     "next after when once now and still yet thankfully"
@@ -28,14 +26,14 @@ _CONNECTIVES = _words_in(
 _POINTERS = _words_in("this that these those such another other others")
 _FUNCTION_WORDS = (
     _PRONOUNS
-    | _SPEAKERS
     | _CONNECTIVES
     | _POINTERS
     | _words_in(
-        "a an the or if than as of at by for from in into on onto to with without about over under up down out off "
-        "again very too just not no nor is are was were be been being am do does did doing done have has had having "
-        "will would can could should may might must you your yours who whom whose which what why how where there here "
-        "all any both each few more most some only own same one don't didn't isn't wasn't can't couldn't won't wouldn't"
+        "i me my mine we us our ours you your yours a an the or if than as of at by for from in into on onto to with "
+        "without about over under up down out off again very too just not no nor is are was were be been being am do "
+        "does did doing done have has had having will would can could should may might must who whom whose which what "
+        "why how where there here all any both each few more most some only own same one don't didn't isn't wasn't "
+        "can't couldn't won't wouldn't"
     )
 )
 
@@ -64,8 +62,8 @@ def lexical_coherence(sentences: Sequence[str], context: Sequence[str] = ()) -> 
       stem, third-person pronouns) is *given* if it was mentioned before, else new. A sentence with the share g of given
       things scores 2·min(g, 1 − g): taking up nothing, or adding nothing, is worth 0. Continuity of entities between
       sentences is Barzilay & Lapata's (2008) idea, the balance is the given-new contract of Clark & Haviland (1977).
-    - Order: the share of sentences in which every pronoun has an antecedent (for a person a name or a speaker, else
-      anything), nothing known is introduced once more by "a", and which do not open the text with a connective.
+    - Order: the share of sentences in which every third-person pronoun follows something it could stand for, nothing
+      known is introduced once more by "a", and which do not open the text with a connective.
     - Variety: the share of distinct word pairs, distinct-2 of Li et al. (2016): against loops.
 
     Args:
@@ -97,29 +95,24 @@ class _Discourse:
     def __init__(self) -> None:
         self.has_begun = False
         self._known: set[str] = set()
-        self._has_person = False
 
     def read(self, words: Sequence[str]) -> tuple[int, int, bool]:
         """How many given and new things a sentence mentions, and whether it breaks the order; then know them."""
-        has_capitals = any(word[0].isupper() for word in words)  # else a name cannot be told from other words
         given, is_broken = 0, False
         introduced: set[str] = set()
         lower = [word.lower().replace("’", "'") for word in words]
         if not self.has_begun and lower:
             is_broken = lower[0] in _CONNECTIVES or lower[0] in _POINTERS
-        for index, (word, plain) in enumerate(zip(words, lower, strict=True)):
-            if plain in _PRONOUNS:
-                is_resolved = self._has_person if plain in _PERSONS else bool(self._known or introduced)
-                given += is_resolved
-                is_broken |= not is_resolved
-            elif plain in _SPEAKERS:
-                self._has_person = True
-            elif plain not in _FUNCTION_WORDS:
-                self._has_person |= word[0].isupper() or not has_capitals
-                stem = _stem(plain)
+        for before, word in zip(["", *lower], lower, strict=False):
+            if word in _PRONOUNS:
+                has_antecedent = bool(self._known or introduced)
+                given += has_antecedent
+                is_broken |= not has_antecedent
+            elif word not in _FUNCTION_WORDS:
+                stem = _stem(word)
                 if stem in self._known:
                     given += 1
-                    is_broken |= index > 0 and lower[index - 1] in ("a", "an")
+                    is_broken |= before in ("a", "an")
                 else:
                     introduced.add(stem)
         self._known |= introduced
