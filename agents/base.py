@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from agents.callbacks import TokenProgressBar
 from agents.config import AlgorithmConfig, make_config, scheduled
-from agents.environments import TextVecEnv, as_vector_env
+from agents.environments import TextVecEnv, as_vector_env, restore_reward
 from agents.generation import generate
 from agents.invariants import check_first_rollout
 from agents.model_source import (
@@ -95,6 +95,7 @@ class TextAlgorithm(BaseAlgorithm):
         self._source: Any = policy
         self._blueprint: dict[str, Any] | None = None
         self._sampler_state: Any = None
+        self._reward_state: dict[str, Any] = {}
         mdp = self._mdp
         self.tokenizer = None if mdp is None else mdp.tokenizer
         self.max_new_tokens = 64 if mdp is None else mdp.max_new_tokens
@@ -156,6 +157,9 @@ class TextAlgorithm(BaseAlgorithm):
         self.collector = Collector(vector_env, self.policy, seed=self.seed)
         if self._sampler_state is not None:
             self.collector.load_state(self._sampler_state)
+        if self._reward_state and self._mdp is not None:
+            restore_reward(self._mdp.reward, self._reward_state)
+            self._reward_state = {}  # once: the reward goes on learning
 
     def _make_reference(self) -> TextPolicy | None:
         """A frozen copy of the policy as it stands now; algorithms without a KL penalty return None."""
@@ -200,7 +204,9 @@ class TextAlgorithm(BaseAlgorithm):
         """Write everything a later `load` needs to go on: weights, optimiser, reference, options, generators."""
         if self.env is not None:
             self._sampler_state = self.collector.state()
+            self._reward_state = {} if self._mdp is None else self._mdp.reward.state()
         super().save(path, exclude, include)
+        self._reward_state = {}
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar=False)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from stable_baselines3.common.vec_env import VecEnv
 
-from textgen_env import TextGenEnv, TextGenVectorEnv
+from textgen_env import Reward, RewardError, TextGenEnv, TextGenVectorEnv
 
 
 def as_vector_env(env: Any, num_envs: int, tokenizer: str | Path | None = None) -> VectorEnv:
@@ -119,6 +120,16 @@ class TextVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
         return [None] * self.num_envs
+
+
+def restore_reward(reward: Reward, state: dict[str, Any]) -> None:
+    """Let a reward that adapts go on from what an agent saved of it; another reward starts afresh, with a warning."""
+    try:
+        reward.load_state(state)
+    except RewardError as error:
+        warnings.warn(
+            f"the agent was saved with a reward that had adapted, which is not restored: {error}", stacklevel=2
+        )
 
 
 def row_info(infos: dict[str, Any], row: int) -> dict[str, Any]:

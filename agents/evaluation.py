@@ -173,7 +173,9 @@ def collector_on(agent: TextAlgorithm, mdp: TextMDP, episodes: int, seed: int) -
             f"the agent acts with {agent.policy.vocab_size} tokens, the environment has {mdp.tokenizer.vocab_size}: "
             "make the environment with the agent's tokenizer (tokenizer=agent.tokenizer)"
         )
-    env = TextGenVectorEnv(min(episodes, _ROWS), mdp=mdp, autoreset_mode="Disabled", defer_scoring=not mdp.is_dense)
+    env = TextGenVectorEnv(
+        min(episodes, _ROWS), mdp=mdp.for_evaluation(), autoreset_mode="Disabled", defer_scoring=not mdp.is_dense
+    )
     return Collector(env, agent.policy, seed=seed)
 
 

@@ -120,6 +120,23 @@ class Composition(Composable, Reward):
         view.parts = tuple(part.frozen() for part in self.parts)
         return view
 
+    def state(self) -> dict[str, Any]:
+        """What training has taught the parts, by their number."""
+        states = {str(number): part.state() for number, part in enumerate(self.parts)}
+        return {number: state for number, state in states.items() if state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            RewardError: it is that of a reward made otherwise.
+        """
+        known = {str(number): part for number, part in enumerate(self.parts)}
+        if not state.keys() <= known.keys():
+            raise RewardError(f"the saved state is not one of {self!r}: make the environment with the same reward")
+        for number, part in known.items():
+            part.load_state(state.get(number, {}))
+
     def renamed(self, name: str) -> Reward:
         """The same composition, the whole under another name.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,21 @@ class Normalise(Pointwise):
         assert isinstance(view, Normalise)
         view._learns = False
         return view
+
+    def state(self) -> dict[str, Any]:
+        """The moments, and what the part has learned."""
+        return {**super().state(), "moments": asdict(self.moments)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            RewardError: it is that of a reward made otherwise.
+        """
+        rest = dict(state)
+        moments = RunningMoments(**rest.pop("moments", {}))
+        super().load_state(rest)
+        vars(self.moments).update(vars(moments))  # in place: frozen views go by the same ones
 
     def combine(self, *totals_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The normalised totals."""

@@ -6,6 +6,7 @@ State: the token prefix. Action: the next token. An episode ends, ``terminated``
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -171,6 +172,12 @@ class TextMDP:
     def score(self, completions: Sequence[Completion]) -> Scores:
         """The reward of a batch of completions: one call of the plug-in."""
         return self.reward.score(completions)
+
+    def for_evaluation(self) -> TextMDP:
+        """The same rules with a reward that no longer adapts; prompts already encoded are shared."""
+        view = copy.copy(self)
+        view.reward = self.reward.frozen()
+        return view
 
     @property
     def is_dense(self) -> bool:

@@ -161,6 +161,19 @@ class Reward:
         """
         return self
 
+    def state(self) -> dict[str, Any]:
+        """What training has taught it, as plain data: an agent saves it, and `load_state` goes on from there."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            RewardError: it is that of a reward made otherwise.
+        """
+        if state:
+            raise RewardError(f"reward '{self.name}' learns nothing, but the state {_shorten(state)} was saved of it")
+
     def renamed(self, name: str) -> Reward:
         """The same reward under another name."""
         twin = copy.copy(self)
@@ -182,8 +195,9 @@ class Reward:
         except RewardError:
             raise  # it names the text itself
         except Exception as error:
-            raised = f"raised {type(error).__name__} ({_shorten(str(error), as_repr=False)})"
-            mend = _CONVERSATIONS if str(error).startswith("string indices must be integers") else ""
+            told = _shorten(error)
+            raised = f"raised {type(error).__name__} ({told})"
+            mend = _CONVERSATIONS if told.startswith("string indices must be integers") else ""
             culprit = self._culprit(completions, error)
             if culprit is not None:
                 raise self._error(raised, completions, culprit, mend) from error
@@ -232,7 +246,7 @@ class Reward:
             if read := _STANDARD.get(key):
                 arguments[key] = [read(completion) for completion in completions]
             else:
-                arguments[key] = [completion.prompt.metadata.get(key) for completion in completions]
+                arguments[key] = [_copied(completion.prompt.metadata.get(key)) for completion in completions]
         return arguments
 
     def _wants(self, argument: str) -> bool:
@@ -369,8 +383,18 @@ def _numeric_array(value: Any) -> npt.NDArray[np.float64] | None:
     return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "fiub" else None
 
 
-def _shorten(value: Any, limit: int = 200, *, as_repr: bool = True) -> str:
-    """A value for an error message, cut where it gets long."""
-    text = value if isinstance(value, str) else repr(value)
+def _copied(value: Any) -> Any:
+    """A metadata value in lists and dicts of its own, so that a plug-in cannot change the task."""
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _shorten(value: Any, limit: int = 200) -> str:
+    """A value for an error message (of an exception, what it says), cut where it gets long."""
+    try:
+        text = value if isinstance(value, str) else str(value) if isinstance(value, Exception) else repr(value)
+    except Exception:  # a plug-in's own __repr__ must not hide what went wrong
+        text = f"<{type(value).__name__} that cannot be printed>"
     cut = text if len(text) <= limit else text[:limit] + "…"
-    return repr(cut) if as_repr and isinstance(value, str) else cut
+    return repr(cut) if isinstance(value, str) else cut

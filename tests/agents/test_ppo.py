@@ -24,6 +24,7 @@ from transformers import GPT2LMHeadModel
 import agents.ppo
 from agents import PPO
 from agents.environments import TextVecEnv
+from agents.evaluation import evaluate
 from agents.kl import k3
 from tests.agents.conftest import (
     PROMPTS,
@@ -37,7 +38,7 @@ from tests.agents.conftest import (
     weights,
     word_tokenizer,
 )
-from textgen_env import TextGenEnv, TextTask
+from textgen_env import Reward, TextGenEnv, TextTask
 
 # --- one update -------------------------------------------------------------------------------------------
 
@@ -662,3 +663,47 @@ def test_the_optimiser_is_as_configured():
     group = agent.policy.optimizer.param_groups[0]
     assert (group["lr"], group["eps"]) == (0.04 / 32, 1e-3)
     assert sum(parameter.numel() for parameter in group["params"]) == sum(p.numel() for p in agent.policy.parameters())
+
+
+# --- a reward that adapts ---------------------------------------------------------------------------------
+
+
+class Centred(Reward):
+    """Pays the difference from the mean so far, as a running normalisation would."""
+
+    def __init__(self, seen=None):
+        super().__init__(letters, name="centred")
+        self.seen = [0.0, 0] if seen is None else seen
+        self.learns = True
+
+    def frozen(self):
+        view = Centred(self.seen)
+        view.learns = False
+        return view
+
+    def state(self):
+        return {"seen": list(self.seen)}
+
+    def load_state(self, state):
+        self.seen[:] = state["seen"]
+
+    def judge(self, completions):
+        if self.learns:
+            self.seen[0] += sum(len(completion.text) for completion in completions)
+            self.seen[1] += len(completions)
+        return super().judge(completions)
+
+
+def test_what_the_reward_learned_is_saved_with_the_agent(tmp_path):
+    agent = make_agent(make_env(reward=Centred()))
+    agent.learn(1)
+    reward = agent.collector.env.mdp.reward
+    assert reward.seen[1] == 12
+    evaluate(agent, agent.collector.env.mdp, num_prompts=4)
+    assert reward.seen[1] == 12  # evaluation asks, and teaches nothing
+    agent.save(tmp_path / "agent.zip")
+    env = make_env(reward=Centred())
+    PPO.load(tmp_path / "agent.zip", env=env, device="cpu")
+    assert env.mdp.reward.seen == reward.seen
+    with pytest.warns(UserWarning, match="which is not restored: reward 'letters' learns nothing"):
+        PPO.load(tmp_path / "agent.zip", env=make_env(), device="cpu")

@@ -108,3 +108,16 @@ def test_what_does_not_apply_is_not_taken_in() -> None:
     reward = Normalise(sometimes)
     (reward + 0.0 * as_reward(words)).judge(texts(1, 2, 4))
     assert (reward.moments.count, reward.moments.mean) == (2, 3.0)
+
+
+def test_the_state_goes_on_where_it_was_and_frozen_views_follow() -> None:
+    first = Normalise(length) + 0.5 * Normalise(words)
+    first.score([completion("aaaa a"), completion("a")])
+    again = Normalise(length) + 0.5 * Normalise(words)
+    view = again.frozen()
+    again.load_state(first.state())
+    assert again.state() == first.state() != {}
+    asked = texts(2, 9)
+    np.testing.assert_array_equal(view.score(asked).totals, first.frozen().score(asked).totals)
+    with pytest.raises(RewardError, match="learns nothing"):
+        (as_reward(words) + Normalise(length)).load_state({"0": {"moments": {"count": 1}}})
