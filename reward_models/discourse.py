@@ -6,8 +6,7 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
-
-from nltk.stem.porter import PorterStemmer
+from typing import Any
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _SENTENCE = re.compile(r"[^\n]+?(?:[.!?][\"'”’)\]]*(?=\s)|[。！？]|$)", re.MULTILINE)
@@ -109,12 +108,12 @@ class _Discourse:
                 given += has_antecedent
                 is_broken |= not has_antecedent
             elif word not in _FUNCTION_WORDS:
-                stem = _stem(word)
-                if stem in self._known:
+                stemmed = stem(word)
+                if stemmed in self._known:
                     given += 1
                     is_broken |= before in ("a", "an")
                 else:
-                    introduced.add(stem)
+                    introduced.add(stemmed)
         self._known |= introduced
         self.has_begun |= bool(words)
         return given, len(introduced), is_broken
@@ -131,9 +130,18 @@ def _variety(sentences: Sequence[Sequence[str]]) -> float:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _stem(word: str) -> str:
-    stem: str = _stemmer.stem(word.removesuffix("'s"))
-    return stem
+def stem(word: str) -> str:
+    """The Porter stem of an English word in lower case, less a possessive "'s".
+
+    >>> stem("ferries"), stem("ferry's")
+    ('ferri', 'ferri')
+    """
+    stemmed: str = _stemmer().stem(word.removesuffix("'s").removesuffix("’s"))
+    return stemmed
 
 
-_stemmer = PorterStemmer()
+@functools.cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # it brings all of nltk along, which takes a while to import
+
+    return PorterStemmer()

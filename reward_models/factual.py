@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from nltk.stem.porter import PorterStemmer
-
 from reward_models.composite import Composable
-from reward_models.discourse import split_sentences
+from reward_models.discourse import split_sentences, stem
 from reward_models.inputs import check_texts
 from textgen_env.lookup import did_you_mean
 
@@ -41,7 +39,6 @@ _THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _ARTICLES = frozenset(("a", "an", "the"))
 _SPELT_OUT = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBERS = {word: str(number) for number, word in enumerate(_SPELT_OUT.split())}
-_stemmer = PorterStemmer()
 
 
 class Factual(Composable):
@@ -120,11 +117,11 @@ def measure_claims(claimed: Collection[Triple], facts: Collection[Triple]) -> di
 def claims(text: str, facts: Sequence[Triple], aliases: Aliases = RELATION_WORDS) -> list[Triple]:
     """What a text says about the subjects and relations of a graph, read by matching words.
 
-    A fact is stated where a sentence mentions its subject, then its relation, then its object. Where subject and
-    relation stand and the object does not, the words after the relation may hold a *rival*: a number where the object
-    has another number, a name (a capitalised word) where it has another name, or the object of another fact. That is
-    a claim too, of the object with the rival in it. Words are compared by their Porter stems, without case, articles
-    and the commas of numbers; small numbers may be spelt out.
+    A fact is stated where a sentence mentions its subject, then its relation, then (two words later at most) its
+    object. In the object's place there may be a *rival*: a number where the object has other ones, a name (a
+    capitalised word) where it has other ones, or the object of another fact with the same relation. That is a claim
+    too: (subject, relation, rival). Words are compared by their Porter stems, without case, articles and the commas of
+    numbers; small numbers may be spelt out.
 
     Synonyms want aliases. Pronouns, negation and a passive voice are beyond it: then pass an extractor.
 
@@ -218,12 +215,9 @@ def _tokens(text: str) -> list[_Token]:
     return [_Token(word, _plain_word(word)) for word in _WORD.findall(text) if word.lower() not in _ARTICLES]
 
 
-@functools.lru_cache(maxsize=50_000)
 def _plain_word(word: str) -> str:
-    if word[0].isdigit():
-        return _THOUSANDS.sub("", word)
-    lower = word.lower().removesuffix("'s").removesuffix("’s")
-    return _NUMBERS.get(lower) or str(_stemmer.stem(lower))
+    lower = word.lower()
+    return _THOUSANDS.sub("", word) if word[0].isdigit() else _NUMBERS.get(lower) or stem(lower)
 
 
 def _plain(triple: Triple) -> Triple:
