@@ -160,7 +160,7 @@ class Ter(Composable):
         """
         check_texts(self.name, completions=completions)
         references = check_references(self.name, completions, references)
-        check_ter_lengths(completions, references, self.max_words)
+        check_ter_lengths(completions, references, self.max_words, lambda text: self._metric.tokenizer(text).split())
         rates = [
             float(self._metric.sentence_score(text, list(targets)).score) / 100
             for text, targets in zip(completions, references, strict=True)
@@ -237,14 +237,19 @@ class _EmptyWordNet:
         return []
 
 
-def check_ter_lengths(completions: Sequence[str], references: Sequence[Sequence[str]], max_words: int = 500) -> None:
-    """Refuse pairs on which TER's search for moved phrases would take minutes.
+def check_ter_lengths(
+    completions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    max_words: int = 500,
+    split: Callable[[str], list[str]] = str.split,
+) -> None:
+    """Refuse pairs on which TER's search for moved phrases would take minutes; ``split`` is what TER calls words.
 
     Raises:
         ValueError: a completion and a reference of its both have more than ``max_words`` words.
     """
     for index, (text, targets) in enumerate(zip(completions, references, strict=True)):
-        words, target_words = len(text.split()), max(len(target.split()) for target in targets)
+        words, target_words = len(split(text)), max(len(split(target)) for target in targets)
         if min(words, target_words) > max_words:
             raise ValueError(
                 f"ter would take minutes for completion number {index}, of {words} words against {target_words}: "
