@@ -66,8 +66,8 @@ def load_trained_scorer(folder: str | Path) -> PreTrainedModel:
         model, absent = _from_pretrained(folder)
     if absent:
         raise ValueError(
-            f"'{folder}' is no reward model yet: {', '.join(absent)} are not among its weights, or for another number "
-            f"of outputs. Fit it first, with 'textgen reward train --model {folder} --data ...'"
+            f"'{folder}' is no reward model yet: its weights have no {', '.join(absent)} for one output. "
+            f"Fit it first, with 'textgen reward train --model {folder} --data ...'"
         )
     return model
 
