@@ -1,10 +1,11 @@
 """What several rooms' tests share: a task small enough to count by hand, and the data folder where there is one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from textgen_env.tasks import TextTask
 
@@ -48,3 +49,12 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small models slow down tenfold where more threads than free cores fight over them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

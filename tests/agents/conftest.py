@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -50,15 +49,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "smollm3": lambda: SmolLM3Config(**_GROUPED, no_rope_layers=[1, 0]),
     "falcon": lambda: FalconConfig(**_SHAPE, alibi=False, num_kv_heads=2, new_decoder_architecture=True),
 }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Small models slow down tenfold where more threads than free cores fight over them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_policy(
