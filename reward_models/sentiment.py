@@ -114,7 +114,7 @@ class LexiconSentiment(Composable):
             if not valence or negates_next or fold(token) in self._boosters:
                 found.append(0.0)
                 continue
-            if capitals_tell and token.isupper():
+            if capitals_tell and token.isupper() and token.isalpha():  # ":D" does not shout
                 valence = _away_from_zero(valence, _CAPITALS)
             before = tokens[max(0, at - 3) : at][::-1]
             for damping, neighbour in zip(_DAMPING, before, strict=False):

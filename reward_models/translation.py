@@ -199,12 +199,10 @@ class Meteor(Composable):
         beta: float = 3.0,
         gamma: float = 0.5,
     ) -> None:
-        from nltk.tokenize import wordpunct_tokenize
-
         if synonyms:
             _want_wordnet()
         self._synonyms = synonyms
-        self._tokenize = tokenize or wordpunct_tokenize
+        self._tokenize = tokenize  # nltk's own is not kept: it does not survive pickling
         self._weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
 
     def __call__(
@@ -217,17 +215,15 @@ class Meteor(Composable):
             TypeError: a text is not a string, or references are one string instead of a list.
         """
         from nltk.corpus import wordnet
+        from nltk.tokenize import wordpunct_tokenize
         from nltk.translate.meteor_score import meteor_score
 
         check_texts(self.name, completions=completions)
         references = check_references(self.name, completions, references)
+        tokenize = self._tokenize or wordpunct_tokenize
         known = wordnet if self._synonyms else _EmptyWordNet()
         return [
-            float(
-                meteor_score(
-                    [self._tokenize(target) for target in targets], self._tokenize(text), wordnet=known, **self._weights
-                )
-            )
+            float(meteor_score([*map(tokenize, targets)], tokenize(text), wordnet=known, **self._weights))
             for text, targets in zip(completions, references, strict=True)
         ]
 
