@@ -3,7 +3,8 @@
 from textgen_env.tasks.dataset import TextTask
 from textgen_env.tasks.delayed_bit import delayed_bit
 from textgen_env.tasks.loading import resolve_task
+from textgen_env.tasks.match_corpus import match_corpus
 from textgen_env.tasks.news_summary import news_summary
 from textgen_env.tasks.reverse import reverse
 
-__all__ = ["TextTask", "delayed_bit", "news_summary", "resolve_task", "reverse"]
+__all__ = ["TextTask", "delayed_bit", "match_corpus", "news_summary", "resolve_task", "reverse"]
