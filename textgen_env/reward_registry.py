@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 from textgen_env.lookup import did_you_mean, load_entry_point
@@ -69,12 +70,14 @@ def resolve_reward(reward: str | RewardFunction | type[Any] | Reward, name: str 
     """Find the reward a user means.
 
     Args:
-        reward: a registered name, a string ``"module:attr"``, a function, an object with ``__call__``, or a
-            class (instantiated without arguments). A ``Reward`` is returned as it is.
+        reward: a registered name, a string ``"module:attr"``, the folder of a learned reward model, a function, an
+            object with ``__call__``, or a class (instantiated without arguments). A ``Reward`` is returned as it is.
         name: what to call it in ``info["reward"]``, instead of its own name.
 
     Raises:
-        ValueError: the string is no registered name and not of the form ``"module:attr"``.
+        ValueError: the string is no registered name, no folder and not of the form ``"module:attr"``; or the model in
+            the folder was never fitted.
+        OSError: the folder holds no model.
         ImportError, AttributeError: the string's module or attribute does not exist.
         TypeError: not callable, or a class that needs arguments.
         RewardError: the function cannot be called by keyword.
@@ -86,10 +89,12 @@ def resolve_reward(reward: str | RewardFunction | type[Any] | Reward, name: str 
             function, name = _instantiate(load_entry_point(entry_point), kwargs), name or reward
         elif ":" in reward:
             function = load_entry_point(reward)
+        elif Path(reward).is_dir():
+            function = load_entry_point("reward_models.preference:load")(reward)
         else:
             raise ValueError(
                 f"unknown reward '{reward}'; {did_you_mean(reward, _registry)}. Your own code is named as "
-                "'module:attr', or passed as a function"
+                "'module:attr', or passed as a function; a learned reward model by its folder"
             )
     function = _instantiate(function, {})
     if not isinstance(function, Reward):

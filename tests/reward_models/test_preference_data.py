@@ -42,7 +42,10 @@ def test_the_kind_is_found_in_the_fields(tmp_path, record, expected):
     ("records", "message"),
     [
         ([PAIR, RATING], r"data.jsonl, line 2: no field 'chosen'"),
-        ([PAIR, {"prompt": "p", "choosen": "a", "rejected": "b"}], r"line 2: no field 'chosen'; did you mean 'choosen'"),
+        (
+            [PAIR, {"prompt": "p", "choosen": "a", "rejected": "b"}],
+            r"line 2: no field 'chosen'; did you mean 'choosen'",
+        ),
         ([{"prompt": "p", "text": "a"}], r"line 1: fields prompt, text are no judgement. Wanted are rating: prompt"),
         ([{**RATING, "rating": "good"}], r"line 1, field 'rating': expected a finite number, got 'good'"),
         ([{**RATING, "rating": True}], r"field 'rating': expected a finite number, got True"),

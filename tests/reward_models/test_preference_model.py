@@ -190,10 +190,13 @@ def test_an_encoder_cuts_too():
     assert model.tokenizer.decode(row.input_ids).endswith("rain fell [SEP]")
 
 
-def test_it_is_a_reward_and_adds_up(model):
+def test_it_is_a_reward_by_object_and_by_folder_and_adds_up(model, tmp_path):
     completions = [Completion(Prompt("the cat", ("sat",)), "sat on", (3, 4), "eos")]
     alone = resolve_reward(model).score(completions)
     assert alone.components["reward_model"]["raw"][0] == pytest.approx(model(["sat on"], ["the cat"])[0])
+    model.save(tmp_path / "helpful")
+    by_folder = resolve_reward(str(tmp_path / "helpful")).score(completions)
+    assert by_folder.components["helpful"]["raw"][0] == alone.components["reward_model"]["raw"][0]
     mixed = (0.5 * model + 0.5 * Rouge("L")).score(completions)
     assert set(mixed.components) == {"reward_model", "rouge_l"}
 
