@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from reward_models.language_model import ConditionalLikelihood as ConditionalLikelihood
     from reward_models.language_model import Fluency as Fluency
     from reward_models.language_model import Perplexity as Perplexity
+    from reward_models.preference import RewardEnsemble as RewardEnsemble
+    from reward_models.preference import RewardModel as RewardModel
 
 _WITH_TORCH = {
     "BertScore": "reward_models.encoder",
@@ -53,6 +55,8 @@ _WITH_TORCH = {
     "ConditionalLikelihood": "reward_models.language_model",
     "Fluency": "reward_models.language_model",
     "Perplexity": "reward_models.language_model",
+    "RewardEnsemble": "reward_models.preference",
+    "RewardModel": "reward_models.preference",
     "SemanticSimilarity": "reward_models.encoder",
 }
 """Rewards that hold a model, imported when they are asked for: counting words needs no torch."""
@@ -88,6 +92,8 @@ __all__ = [
     "Product",
     "Ratio",
     "RegexMatch",
+    "RewardEnsemble",
+    "RewardModel",
     "Rouge",
     "SemanticSimilarity",
     "Spread",
