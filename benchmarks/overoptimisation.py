@@ -5,12 +5,11 @@
 
 The experiment of Gao, Schulman & Hilton (2023, "Scaling laws for reward model overoptimization"), with the ensembles of
 Coste, Anwar, Kirk & Krueger (2024), in a world so small that the true ("gold") reward is a function one can read. A
-policy is fitted to a known source of hotel reviews. Pairs of its own samples are compared by gold, some labels flipped;
+policy is fitted to a known source of reviews. Pairs of its own samples are compared by gold, some labels flipped;
 reward models ("proxies") are fitted to the comparisons. PPO then raises the proxy, and gold is only watched.
 
-The source writes clauses, ``noun was [very] opinion``, joined by ``and``. Gold pays an opinion's valence the first time
-it is mentioned, and fines repeated opinions and every pair of neighbours that the source never writes. The source is
-always grammatical, so comparisons hardly tell that grammar matters: what PPO makes of that is the experiment.
+The source (`hotel_reviews`) is always grammatical, so comparisons hardly tell that gold fines what is not: what PPO
+makes of that is the experiment.
 
 Runs that the output holds already are not made again. Both rewards are given in standard deviations of the start
 policy's samples on training prompts, from their mean.
@@ -18,10 +17,13 @@ policy's samples on training prompts, from their mean.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import math
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,38 +31,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from stable_baselines3.common.logger import Logger
 
 from agents import PPO, PPOConfig, SupervisedConfig, small_gpt2, supervised_fit
 from agents.evaluation import evaluate, on_split
+from benchmarks.hotel_reviews import MAX_NEW_TOKENS, gold, review_task
+from benchmarks.learning import over_seeds
 from benchmarks.measure import circumstances
 from benchmarks.suite import read
-from reward_models import as_reward
+from reward_models import WeightedSum
 from reward_models.preference import Comparison, FitConfig, FitResult, RewardEnsemble, RewardModel, fit_ensemble
 from reward_models.preference_source import small_llama
-from textgen_env import TextGenVectorEnv, TextMDP, TextTask
+from textgen_env import TextGenVectorEnv, TextMDP
 from textgen_env.lookup import did_you_mean
 
-NOUNS = ("room", "staff", "food", "pool", "view", "bar")
-VALENCES = {
-    "superb": 2.0,
-    "lovely": 1.5,
-    "clean": 1.0,
-    "kind": 1.0,
-    "decent": 0.5,
-    "plain": -0.5,
-    "dull": -1.0,
-    "noisy": -1.0,
-    "dirty": -1.5,
-    "awful": -2.0,
-}
-WORDS = (*NOUNS, *VALENCES, "was", "very", "and")
-MAX_NEW_TOKENS = 12
-REPEAT_FINE = 0.5
-BREACH_FINE = 1.0
-_VERY, _END = 0.3, 0.4
-_LONGEST_CLAUSE = 5  # and noun was very opinion
+SAME_KL = 25.0
+"""Nats a completion at which the arms are compared besides: a policy that has merely moved less looks better."""
 _SAMPLES = 4
+_PROXY, _GOLD, _FAINT = "#d4691e", "#2563b8", "#8b93a7"
 
 PESSIMISM = {"single": 0.0, "mean": 0.0, "pessimistic": 1.0, "very_pessimistic": 4.0}
 """Arm -> the standard deviations of its members that are taken off their mean."""
@@ -97,68 +87,18 @@ class Settings:
     """Updates from one evaluation on held-out prompts to the next."""
 
 
-# --- the world --------------------------------------------------------------------------------------------
-
-
-def gold(completions: Sequence[str], prompts: Sequence[str], **_: Any) -> list[float]:
-    """The true reward of B completions, each a function of its words and its prompt's.
-
-    ``Σ valence(opinions mentioned for the first time) − ½ · repeated opinions − breaches``, a breach being a pair of
-    neighbours, the end of the text included, that the source never writes.
-    """
-    return [_gold(completion.split(), prompt.split()) for completion, prompt in zip(completions, prompts, strict=True)]
-
-
-def _gold(words: list[str], before: list[str]) -> float:
-    total, mentioned = 0.0, set(before)
-    for word in words:
-        if word in VALENCES:
-            total += -REPEAT_FINE if word in mentioned else VALENCES[word]
-            mentioned.add(word)
-    return total - BREACH_FINE * sum(not follows(*pair) for pair in pairwise([before[-1], *words, None]))
-
-
-def follows(word: str, after: str | None) -> bool:
-    """Whether the source ever writes ``after`` behind ``word``; None is the end of the text."""
-    if word in NOUNS:
-        return after == "was"
-    if word in VALENCES:
-        return after in ("and", None)
-    if word == "and":
-        return after in NOUNS
-    return after in VALENCES or (word, after) == ("was", "very")
-
-
-def task(settings: Settings, seed: int) -> TextTask:
-    """Prompts ``noun was [very] opinion and``, all there are, with references that the source wrote."""
-    generator = np.random.default_rng(seed)
-    pairs = [
-        (f"{noun} was {very}{opinion} and", [write(generator) for _ in range(settings.references_per_prompt)])
-        for noun in NOUNS
-        for very in ("", "very ")
-        for opinion in VALENCES
-    ]
-    splits = TextTask.from_pairs(pairs, name="hotel", fractions=(0.6, 0.15, 0.25)).splits
-    return TextTask("hotel", splits, vocabulary=WORDS, max_new_tokens=MAX_NEW_TOKENS, reward=gold)
-
-
-def write(generator: np.random.Generator) -> str:
-    """A text of the source, which goes on after ``and``: clauses, while there is room for one more."""
-    words: list[str] = []
-    while True:
-        very = ["very"] if generator.random() < _VERY else []
-        words += [str(generator.choice(NOUNS)), "was", *very, str(generator.choice(list(VALENCES)))]
-        if generator.random() < _END or len(words) + _LONGEST_CLAUSE >= MAX_NEW_TOKENS:  # the EOS takes a place
-            return " ".join(words)
-        words.append("and")
-
-
 # --- the proxies ------------------------------------------------------------------------------------------
 
 
 def compare(agent: PPO, mdp: TextMDP, count: int, noise: float, generator: np.random.Generator) -> list[Comparison]:
-    """``count`` comparisons of two samples of the policy, on prompts in turn; the one that gold prefers is chosen,
-    but for a share ``noise`` of flipped labels. Pairs that gold finds equal are drawn again.
+    """Two samples of the policy each, on prompts in turn, the one chosen that gold prefers.
+
+    Args:
+        agent: writes both.
+        mdp: gives the prompts.
+        count: how many comparisons; pairs that gold finds equal are left out.
+        noise: the chance of a flipped label.
+        generator: draws labels and seeds.
     """
     prompts = [prompt.text for prompt in mdp.prompts]
     made: list[Comparison] = []
@@ -207,14 +147,14 @@ def run(arm: str, seed: int, settings: Settings | None = None) -> dict[str, Any]
     settings = settings or Settings()
     torch.set_num_threads(1)
     began = time.process_time()
-    world = task(settings, seed)
+    world = review_task(settings.references_per_prompt, seed)
     start = TextMDP(world)
     agent = _start_policy(start, settings, seed)
     prompts = _SAMPLES * [prompt.text for prompt in start.prompts]
     samples = agent.generate(prompts, seed=seed)
     scores = gold(samples, prompts)
     mean, deviation = float(np.mean(scores)), float(np.std(scores))
-    proxy: Any = (as_reward(gold) - mean) / deviation
+    proxy: Any = WeightedSum([(1 / deviation, gold), (-mean / deviation, 1.0)])
     fits: list[FitResult] = []
     watched: Any = proxy
     if arm != "gold":
@@ -222,7 +162,7 @@ def run(arm: str, seed: int, settings: Settings | None = None) -> dict[str, Any]
         members, fits = fit_proxies(agent, start, size, settings, seed)
         proxy = RewardEnsemble(members, pessimism=PESSIMISM[arm], name="proxy")
         proxy.normalise(prompts, samples)
-        watched = proxy + 0 * as_reward(gold)
+        watched = WeightedSum([(1.0, proxy), (0.0, gold)])
     agent.set_env(_env(TextMDP(world, proxy), settings))
     held_out = TextMDP(world, watched, split="test")
 
@@ -282,3 +222,131 @@ def run_all(seeds: int, output: Path, settings: Settings) -> Iterator[dict[str, 
                 with output.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 yield line
+
+
+# --- what came of it --------------------------------------------------------------------------------------
+
+
+def outcome(curve: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """The figures of one run. The peak is the best of several noisy looks, and so a little flattered in every arm."""
+    peak, end = max(curve, key=lambda point: point["gold"]), curve[-1]
+    return {
+        "peak gold": peak["gold"],
+        "KL at the peak": peak["kl"],
+        "gold at the end": end["gold"],
+        "KL at the end": end["kl"],
+        "proxy − gold at the end": end["proxy"] - end["gold"],
+        f"gold at {SAME_KL:g} nats": gold_at(curve, SAME_KL),
+    }
+
+
+def gold_at(curve: Sequence[dict[str, float]], kl: float) -> float | None:
+    """Gold where the KL first reaches ``kl``, on a straight line between two looks; None where it never does."""
+    for before, after in pairwise(curve):
+        if before["kl"] < kl <= after["kl"]:
+            share = (kl - before["kl"]) / (after["kl"] - before["kl"])
+            return before["gold"] + share * (after["gold"] - before["gold"])
+    return None
+
+
+def report(lines: Iterable[dict[str, Any]]) -> str:
+    """Two Markdown tables: every arm's figures, and what each gains over the single proxy, paired by seed.
+
+    Means over seeds, ± Student's 95 %; where some seeds only have a figure, their number is given.
+    """
+    found = {arm: {line["seed"]: outcome(line["curve"]) for line in lines_} for arm, lines_ in _by_arm(lines).items()}
+    names = list(next(iter(next(iter(found.values())).values())))
+    head = [f"| {' | '.join(['', *names])} |", "|---" * (len(names) + 1) + "|"]
+    rows = [_row(arm, [[run[name] for run in runs.values()] for name in names]) for arm, runs in found.items()]
+    single = found.get("single", {})
+    gains = [
+        _row(f"{arm} − single", [[_minus(runs[seed][name], single[seed][name]) for seed in both] for name in names])
+        for arm, runs in found.items()
+        if arm != "single" and (both := sorted(runs.keys() & single.keys()))
+    ]
+    return "\n".join([*head, *rows, "", *head, *gains] if gains else [*head, *rows])
+
+
+def _by_arm(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    runs = list(lines)
+    return {arm: mine for arm in ARMS if (mine := [line for line in runs if line["arm"] == arm])}
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _row(name: str, columns: Sequence[Sequence[float | None]]) -> str:
+    return f"| {' | '.join([name, *map(_cell, columns)])} |"
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not reached"
+    mean, half = over_seeds(known)
+    some = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{mean:.2f}" + (f" ± {half:.2f}" if len(known) > 1 else "") + some
+
+
+def draw(lines: Iterable[dict[str, Any]], path: Path) -> None:
+    """Proxy and gold over √KL, a panel an arm: seeds faint; the mean over seeds, look by look, with its 95 % band."""
+    arms = _by_arm(lines)
+    control = arms.pop("gold", None)
+    figure = Figure(figsize=(3.4 * max(1, len(arms)), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, max(1, len(arms)), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (arm, runs) in zip(panels, arms.items(), strict=False):
+        for reward, colour in (("proxy", _PROXY), ("gold", _GOLD)):
+            _draw_arm(axes, runs, reward, colour, reward)
+        axes.set_title(arm.replace("_", " ") + (f": mean − {PESSIMISM[arm]:g} std" if PESSIMISM[arm] else ""))
+    for axes in panels:
+        if control:
+            _draw_arm(axes, control, "gold", _FAINT, "gold, when trained on gold")
+        axes.axhline(0, color=_FAINT, linewidth=0.5)
+        axes.set_xlabel("√KL from the start policy (√nats a completion)")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("reward, in std of the start policy's")
+    panels[0].legend(frameon=False, loc="lower left")
+    figure.savefig(path, dpi=80)
+
+
+def _draw_arm(axes: Any, runs: Sequence[dict[str, Any]], reward: str, colour: str, label: str) -> None:
+    roots_KL = np.array([[math.sqrt(max(0.0, point["kl"])) for point in run["curve"]] for run in runs])
+    values_KL = np.array([[point[reward] for point in run["curve"]] for run in runs])
+    for root_L, value_L in zip(roots_KL, values_KL, strict=True):
+        axes.plot(root_L, value_L, color=colour, linewidth=0.6, alpha=0.35)
+    means_L, halves_L = np.array([over_seeds(list(values_K)) for values_K in values_KL.T]).T
+    axes.plot(roots_KL.mean(0), means_L, color=colour, linewidth=2, label=label)
+    if len(runs) > 1:
+        axes.fill_between(
+            roots_KL.mean(0), means_L - halves_L, means_L + halves_L, color=colour, alpha=0.15, linewidth=0
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the runs that are missing, then print the tables and draw the plot; or only the latter."""
+    parser = argparse.ArgumentParser(prog="benchmarks.overoptimisation", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("command", nargs="?", choices=["run", "plot"], default="run", help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, 0 to n - 1 (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="a JSON line a run; the plot goes beside it, as .png"
+    )
+    args = parser.parse_args(argv)
+    if args.command == "run":
+        try:
+            for line in run_all(args.seeds, args.output, Settings()):
+                figures = ", ".join(f"{name} {_cell([value])}" for name, value in outcome(line["curve"]).items())
+                print(f"{line['arm']} seed {line['seed']}: {figures}; {line['cpu_seconds']:.0f} CPU s", flush=True)
+        except ValueError as error:
+            parser.error(str(error))
+    lines = read(args.output)
+    if not lines:
+        parser.error(f"{args.output} holds no runs: leave 'plot' out to make some")
+    print(report(lines))
+    draw(lines, args.output.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
