@@ -41,6 +41,8 @@ from reward_models.translation import Ter as Ter
 
 if TYPE_CHECKING:
     from reward_models.classifier import Classifier as Classifier
+    from reward_models.discriminator import Discriminator as Discriminator
+    from reward_models.discriminator import DiscriminatorConfig as DiscriminatorConfig
     from reward_models.encoder import BertScore as BertScore
     from reward_models.encoder import SemanticSimilarity as SemanticSimilarity
     from reward_models.language_model import ConditionalLikelihood as ConditionalLikelihood
@@ -53,6 +55,8 @@ _WITH_TORCH = {
     "BertScore": "reward_models.encoder",
     "Classifier": "reward_models.classifier",
     "ConditionalLikelihood": "reward_models.language_model",
+    "Discriminator": "reward_models.discriminator",
+    "DiscriminatorConfig": "reward_models.discriminator",
     "Fluency": "reward_models.language_model",
     "Perplexity": "reward_models.language_model",
     "RewardEnsemble": "reward_models.preference",
@@ -73,6 +77,8 @@ __all__ = [
     "Coherence",
     "Composable",
     "ConditionalLikelihood",
+    "Discriminator",
+    "DiscriminatorConfig",
     "Distinct",
     "EditSimilarity",
     "ExactMatch",
