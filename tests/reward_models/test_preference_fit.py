@@ -167,8 +167,12 @@ def test_going_on_from_a_folder_is_going_on(tmp_path):
     loaded = load(tmp_path, device="cpu")
     for one in (model, loaded):
         fit(one, comparisons(48, seed=1, ties=True), (), QUICK, seed=1)
-    assert torch.equal(weights(model), weights(loaded))
-    assert model.tie_threshold == loaded.tie_threshold
+    # Not bit for bit: weights read from a file may lie otherwise in memory, and sums then round otherwise.
+    torch.testing.assert_close(weights(model), weights(loaded), atol=1e-4, rtol=0)
+    assert model.tie_threshold == pytest.approx(loaded.tie_threshold, abs=1e-4)
+    fresh = small()
+    fit(fresh, comparisons(48, seed=1, ties=True), (), QUICK, seed=1)
+    assert not torch.allclose(weights(fresh), weights(loaded), atol=1e-2)  # must fail: starting anew
 
 
 def test_bf16_learns_too():
@@ -259,9 +263,9 @@ def test_an_ensemble_is_a_folder_of_folders(ensemble, tmp_path):
     assert isinstance(loaded, RewardEnsemble)
     assert (loaded.name, loaded.pessimism, loaded.reduction) == ("many", 0.5, "mean")
     completions, prompts = texts(4, seed=9), ["question"] * 4
-    assert loaded(completions, prompts) == careful(completions, prompts)
+    assert loaded(completions, prompts) == pytest.approx(careful(completions, prompts), abs=1e-6)
     member = load(tmp_path / "many" / "member-1", device="cpu")
-    assert member(completions, prompts) == ensemble.members[1](completions, prompts)
+    assert member(completions, prompts) == pytest.approx(ensemble.members[1](completions, prompts), abs=1e-6)
 
 
 @pytest.mark.parametrize(
