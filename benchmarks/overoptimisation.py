@@ -25,11 +25,11 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -230,23 +230,35 @@ def run_all(seeds: int, output: Path, settings: Settings) -> Iterator[dict[str, 
 def outcome(curve: Sequence[dict[str, float]]) -> dict[str, float | None]:
     """The figures of one run. The peak is the best of several noisy looks, and so a little flattered in every arm."""
     peak, end = max(curve, key=lambda point: point["gold"]), curve[-1]
+    there = float(reward_at(curve, "gold", np.array([math.sqrt(SAME_KL)]))[0])
     return {
         "peak gold": peak["gold"],
         "KL at the peak": peak["kl"],
         "gold at the end": end["gold"],
         "KL at the end": end["kl"],
         "proxy − gold at the end": end["proxy"] - end["gold"],
-        f"gold at {SAME_KL:g} nats": gold_at(curve, SAME_KL),
+        f"gold at {SAME_KL:g} nats": None if math.isnan(there) else there,
     }
 
 
-def gold_at(curve: Sequence[dict[str, float]], kl: float) -> float | None:
-    """Gold where the KL first reaches ``kl``, on a straight line between two looks; None where it never does."""
-    for before, after in pairwise(curve):
-        if before["kl"] < kl <= after["kl"]:
-            share = (kl - before["kl"]) / (after["kl"] - before["kl"])
-            return before["gold"] + share * (after["gold"] - before["gold"])
-    return None
+def reward_at(
+    curve: Sequence[dict[str, float]], reward: str, roots_G: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The reward "proxy" or "gold" where √KL first reaches each of G values; NaN where it never does.
+
+    Straight lines join the looks at which the KL was larger than at all before.
+    """
+    furthest: list[tuple[float, float]] = []
+    for point in curve:
+        root = _root(point)
+        if not furthest or root > furthest[-1][0]:
+            furthest.append((root, point[reward]))
+    roots_L, values_L = np.array(furthest, dtype=np.float64).T
+    return np.asarray(np.interp(roots_G, roots_L, values_L, right=math.nan))
+
+
+def _root(point: dict[str, float]) -> float:
+    return math.sqrt(max(0.0, point["kl"]))  # a sampled KL may lie below 0
 
 
 def report(lines: Iterable[dict[str, Any]]) -> str:
@@ -290,7 +302,7 @@ def _cell(values: Sequence[float | None]) -> str:
 
 
 def draw(lines: Iterable[dict[str, Any]], path: Path) -> None:
-    """Proxy and gold over √KL, a panel an arm: seeds faint; the mean over seeds, look by look, with its 95 % band."""
+    """Proxy and gold over √KL, a panel an arm: seeds faint; the mean, as far as all seeds went, with its 95 % band."""
     arms = _by_arm(lines)
     control = arms.pop("gold", None)
     figure = Figure(figsize=(3.4 * max(1, len(arms)), 3.8), layout="constrained")
@@ -304,24 +316,25 @@ def draw(lines: Iterable[dict[str, Any]], path: Path) -> None:
         if control:
             _draw_arm(axes, control, "gold", _FAINT, "gold, when trained on gold")
         axes.axhline(0, color=_FAINT, linewidth=0.5)
-        axes.set_xlabel("√KL from the start policy (√nats a completion)")
         axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("√KL from the start policy (√nats a completion)", fontsize="medium")
     panels[0].set_ylabel("reward, in std of the start policy's")
     panels[0].legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=80)
 
 
 def _draw_arm(axes: Any, runs: Sequence[dict[str, Any]], reward: str, colour: str, label: str) -> None:
-    roots_KL = np.array([[math.sqrt(max(0.0, point["kl"])) for point in run["curve"]] for run in runs])
-    values_KL = np.array([[point[reward] for point in run["curve"]] for run in runs])
-    for root_L, value_L in zip(roots_KL, values_KL, strict=True):
-        axes.plot(root_L, value_L, color=colour, linewidth=0.6, alpha=0.35)
-    means_L, halves_L = np.array([over_seeds(list(values_K)) for values_K in values_KL.T]).T
-    axes.plot(roots_KL.mean(0), means_L, color=colour, linewidth=2, label=label)
+    ends = []
+    for run in runs:
+        roots = [_root(point) for point in run["curve"]]
+        axes.plot(roots, [point[reward] for point in run["curve"]], color=colour, linewidth=0.6, alpha=0.4)
+        ends.append(max(roots))
+    roots_G = np.linspace(0, min(ends), 50)
+    values_KG = np.array([reward_at(run["curve"], reward, roots_G) for run in runs])
+    means_G, halves_G = np.array([over_seeds(list(values_K)) for values_K in values_KG.T]).T
+    axes.plot(roots_G, means_G, color=colour, linewidth=2, label=label)
     if len(runs) > 1:
-        axes.fill_between(
-            roots_KL.mean(0), means_L - halves_L, means_L + halves_L, color=colour, alpha=0.15, linewidth=0
-        )
+        axes.fill_between(roots_G, means_G - halves_G, means_G + halves_G, color=colour, alpha=0.2, linewidth=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import pytest
 from agents import PPOConfig
 from benchmarks import overoptimisation
 from benchmarks.hotel_reviews import MAX_NEW_TOKENS, VALENCES, WORDS, follows, gold, review_task, write
-from benchmarks.overoptimisation import ARMS, Settings, compare, draw, gold_at, outcome, report, run, run_all
+from benchmarks.overoptimisation import ARMS, Settings, compare, draw, outcome, report, reward_at, run, run_all
 from reward_models.preference import FitConfig
 from textgen_env import TextMDP
 
@@ -179,22 +179,23 @@ def test_the_outcome_by_hand():
         "gold at the end": -3.0,
         "KL at the end": 49.0,
         "proxy − gold at the end": 6.0,
-        "gold at 25 nats": pytest.approx(1.0 - 4.0 * 16 / 40),
+        "gold at 25 nats": pytest.approx(-1.0),  # √KL 5 lies half-way from 3 to 7
     }
 
 
-def test_gold_at_a_kl_is_where_it_is_first_reached():
-    curve = curve_of((0.0, 0, 0.0), (10.0, 0, 4.0), (5.0, 0, 9.0), (20.0, 0, 9.0))
-    assert gold_at(curve, 5.0) == 2.0
-    assert gold_at(curve, 10.0) == 4.0
-    assert gold_at(curve, 21.0) is None
+def test_a_reward_at_a_kl_is_where_it_is_first_reached():
+    curve = curve_of((0.0, 0, 0.0), (16.0, 0, 4.0), (9.0, 0, 9.0), (36.0, 0, 10.0))
+    np.testing.assert_allclose(reward_at(curve, "gold", np.array([2.0, 3.0, 4.0, 5.0, 6.0])), [2, 3, 4, 7, 10])
+    assert np.isnan(reward_at(curve, "gold", np.array([6.1]))).all()
+    below = curve_of((-1e-9, 0, 1.0), (4.0, 0, 3.0))  # a sampled KL may be
+    assert reward_at(below, "gold", np.array([1.0])) == 2.0
 
 
 def test_the_tables_pair_the_seeds():
     """Ends −3 and −1 against 1 and 4: the gain is 4.5 ± t·s/√2, with t = 12.706 and s = 1/√2."""
     ends = {"single": (-3.0, -1.0), "pessimistic": (1.0, 4.0)}
     lines = [
-        line_of(arm, seed, (0.0, 0.0, 0.0), (50.0 if arm == "single" else 16.0, 5.0, end))
+        line_of(arm, seed, (0.0, 0.0, 0.0), (100.0 if arm == "single" else 16.0, 5.0, end))
         for arm, both in ends.items()
         for seed, end in enumerate(both)
     ]
@@ -211,11 +212,10 @@ def test_the_tables_pair_the_seeds():
     assert cell["single"]["gold at 25 nats"] == "-1.00 ± 6.35"
     assert cell["pessimistic"]["gold at 25 nats"] == "not reached"
     some = report([*lines, line_of("pessimistic", 2)])
-    assert "-0.60 (1 of 3)" in some
+    assert "-1.00 (1 of 3)" in some
 
 
-@pytest.mark.parametrize("arms", [ARMS, ("single",), ("gold",)])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(("arms", "seeds"), [(ARMS, 2), (("single",), 1), (("gold",), 1)])
 def test_the_plot_is_a_picture(tmp_path, arms, seeds):
     draw([line_of(arm, seed) for arm in arms for seed in range(seeds)], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
