@@ -105,7 +105,7 @@ def constant(completions: list[str], **_: Any) -> list[float]:
 
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Every contestant's figures, and what they cost."""
-    oracle, task = markov_oracle(), match_corpus()
+    oracle, task = markov_oracle(), match_corpus(mask=True)
     tokenizer = TextTokenizer(word_tokenizer(task.vocabulary or ()))
     positions = 2 + oracle.steps
     judge = Discriminator(tokenizer, small_gpt2(tokenizer, positions=positions, **JUDGE), DISCRIMINATOR, seed=seed)

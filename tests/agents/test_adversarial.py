@@ -15,7 +15,7 @@ TASK = {"words": 3, "steps": 3, "sharpness": 2.5}
 
 
 def make(algorithm=REINFORCE, **options):
-    task = match_corpus(**TASK, texts_per_prompt=100)
+    task = match_corpus(**TASK, texts_per_prompt=100, mask=True)
     tokenizer = TextTokenizer(word_tokenizer(task.vocabulary))
     size = {"positions": 5, "layers": 1, "heads": 2}
     judge = Discriminator(

@@ -119,8 +119,8 @@ def test_prompts_splits_and_seeds():
     pickle.loads(pickle.dumps(task))
 
 
-def test_it_is_played_with_words_alone():
-    env = gym.make("textgen_env/MatchCorpus-v0", task_kwargs={"texts_per_prompt": 1})
+def test_the_mask_lets_words_through():
+    env = gym.make("textgen_env/MatchCorpus-v0", task_kwargs={"texts_per_prompt": 1, "mask": True})
     _, info = env.reset(seed=0)
     assert np.flatnonzero(info["action_mask"]).tolist() == list(range(2, 18))
     env.action_space.seed(0)

@@ -55,7 +55,12 @@ _NOT_A_WORD = -20.0
 
 
 def match_corpus(
-    words: int = 16, steps: int = 12, texts_per_prompt: int = 32, sharpness: float = 2.0, seed: int = 0
+    words: int = 16,
+    steps: int = 12,
+    texts_per_prompt: int = 32,
+    sharpness: float = 2.0,
+    seed: int = 0,
+    mask: bool = False,
 ) -> TextTask:
     """A prompt for each pair of words, and texts of the chain that go on from it as its references.
 
@@ -65,8 +70,10 @@ def match_corpus(
         texts_per_prompt: references of a prompt. Repeats are kept: the references are a sample, not a set.
         sharpness: standard deviation of the chain's logits; 0 makes every word equally likely.
         seed: draws the chain and the corpus.
+        mask: allow words only. The chain writes neither padding nor EOS, so without a mask the KL(q‖p) of any policy
+            that gives them a probability is infinite: set it where that is measured.
 
-    The metadata of a prompt are its ``context_ids``, the tokens of its two words. Only words are allowed, never EOS.
+    The metadata of a prompt are its ``context_ids``, the tokens of its two words.
 
     >>> match_corpus(words=4, steps=5, texts_per_prompt=2).prompts()[0].text
     'a a'
@@ -95,7 +102,7 @@ def match_corpus(
         max_new_tokens=steps,
         reward=reward,
         oracle=reward.most_likely,
-        allowed_tokens=words_only,
+        allowed_tokens=words_only if mask else None,
     )
 
 
