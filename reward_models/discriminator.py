@@ -9,8 +9,8 @@ ratio of the prefix (Goodfellow et al. 2014, proposition 1)::
 which adds up over tokens, and so is made here: ``l_t = s_1 + … + s_t``, where ``s_t`` estimates
 ``log p(x_t | before) − log q(x_t | before)``. It is the score, without softmax, that a causal language model's output
 layer gives to x_t at the token before: one forward scores every token that could come, as in the policy itself. (In
-trials on MatchCorpus a classifier that reads x_t and answers with one number learned far more slowly.) A completion earns
-``f(l_T) − f(0)``:
+trials on MatchCorpus a classifier that reads x_t and answers with one number learned far more slowly.) A completion
+earns ``f(l_T) − f(0)``:
 
 =================  ==================  ====================================================
 form               f(l)
