@@ -86,7 +86,8 @@ class BatchedModel:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Row]:
         """Rows with the tokenizer's special tokens, cut to ``max_length`` on its ``truncation_side``.
 
-        Of a pair the longer text is cut.
+        Of a pair the longer text is cut. A row without any token (an empty text, where the tokenizer adds none of its
+        own) becomes the start token: BOS, else EOS, else padding.
         """
         if not texts:
             return []
@@ -98,7 +99,10 @@ class BatchedModel:
             max_length=kept,
             return_attention_mask=False,
         )
-        return [dict(zip(columns.keys(), row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = [dict(zip(columns.keys(), row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id)
+        nothing: Row = {"input_ids": [next(index for index in starts if index is not None)]}
+        return [row if row["input_ids"] else nothing for row in rows]
 
     def run(self, rows: Sequence[Row], answer: Callable[[Batch], Iterable[_T]]) -> list[_T]:
         """What ``answer`` makes of every row, in the order of the rows.

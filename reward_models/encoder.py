@@ -188,9 +188,11 @@ class BertScore(_EncoderReward):
         recall = _mean_where(similarity_YX.amax(dim=0), reference[:, -1])
         if self._measure != "f1":
             return precision if self._measure == "precision" else recall
-        return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
+        # With one of them below 0 their harmonic mean means nothing, and has no bounds.
+        return 2 * precision * recall / (precision + recall) if min(precision, recall) > 0 else 0.0
 
 
 def _mean_where(values_T: Tensor, counts_T: Tensor) -> float:
-    """The mean over the tokens that count; 0 if none does."""
-    return float((values_T * counts_T).sum() / counts_T.sum().clamp(min=1.0))
+    """The mean over the tokens that count, of cosines (rounding may step over the edge); 0 if none does."""
+    mean = float((values_T * counts_T).sum() / counts_T.sum().clamp(min=1.0))
+    return min(1.0, max(-1.0, mean))

@@ -38,6 +38,10 @@ class Prompt:
     references: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.references, str):  # it would be read letter by letter
+            raise TypeError(f"a prompt's references are a tuple of texts, got the string {self.references!r:.80}")
+
 
 AllowedTokens: TypeAlias = "Callable[[Prompt, Sequence[int], TextTokenizer], Sequence[int]]"
 """Which tokens may come next: called with the prompt, the actions so far and the tokenizer, it returns their ids."""
