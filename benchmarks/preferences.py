@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=sorted(EXPERIMENTS))
     parser.add_argument("--data", type=Path, required=True, help="the folder that has summeval and wmt19_preference")
-    parser.add_argument("--seeds", type=int, default=2, help="models whose scores are averaged")
+    parser.add_argument("--seeds", type=int, default=1, help="models whose scores are averaged")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
