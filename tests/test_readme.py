@@ -11,13 +11,11 @@ import pytest
 
 from agents import cli
 from agents.models import small_gpt2
+from tests import snippets
 from textgen_env import TextTokenizer, train_tokenizer
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-PYTHON = [block for language, block in BLOCKS if language == "python"]
-SHELL = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+PYTHON = snippets.blocks("README.md", "python")
+SHELL = snippets.commands("README.md")
 
 # The README's budgets are for people; a test sees that the commands work.
 SMALL = ["--total-tokens", "200", "--episodes-per-rollout", "8", "--eval-prompts", "4", "--quiet", "--output", "run"]
@@ -32,11 +30,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_example_runs(number: int, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(PYTHON[number], f"README example {number + 1}", "exec"), {"__name__": "__main__"})
+    snippets.run("README.md", number)
 
 
 def test_make_targets_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (snippets.ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^make (\w+)", "\n".join(SHELL), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)
     for target in targets:

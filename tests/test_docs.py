@@ -1,0 +1,96 @@
+"""Every example of the pages in docs/ runs, offline, and stays short; their links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents import cli
+from tests import snippets
+from tests.reward_models import tiny_models as tiny
+
+PAGES = sorted(f"docs/{path.name}" for path in (snippets.ROOT / "docs").glob("*.md"))
+EXAMPLES = [(page, number) for page in PAGES for number in range(len(snippets.blocks(page, "python")))]
+REWARD_COMMANDS = [line for line in snippets.commands("docs/rewards.md") if line.startswith("textgen ")]
+FROM_SCRATCH = ["--quiet", "--width", "32", "--heads", "2"]
+SMALL = {
+    "reward": [*FROM_SCRATCH, "--epochs", "1", "--vocab-size", "300"],
+    "train": [
+        *FROM_SCRATCH,
+        *shlex.split("--layers 1 --warm-start-epochs 0.01 --total-tokens 200 --episodes-per-rollout 8"),
+        *shlex.split("--eval-prompts 4 --output run"),
+    ],
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the models and files that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    labels = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    tiny.bert_classifier(**labels).save_pretrained("my-classifier")
+    tiny.bert().save_pretrained("my-encoder")
+    tiny.gpt2().save_pretrained("my-lm")
+    for folder in ("my-classifier", "my-encoder"):
+        tiny.encoder_tokenizer().save_pretrained(folder)
+    tiny.lm_tokenizer().save_pretrained("my-lm")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("page", "number"), EXAMPLES)
+def test_python_example_runs(page: str, number: int, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippets.run(page, number)
+
+
+@pytest.mark.parametrize(("page", "number"), EXAMPLES)
+def test_examples_are_short_enough_to_read(page: str, number: int) -> None:
+    assert len(snippets.blocks(page, "python")[number].splitlines()) <= 15
+
+
+def test_the_reward_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In their order: each uses what the one before has left."""
+    pairs = [{"prompt": f"Town {i}:", "chosen": f"rain in town {i}", "rejected": "rain rain"} for i in range(24)]
+    texts = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    for name, records in (("pairs", pairs), ("texts", texts)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (workplace / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    code = "from reward_models.preference import load\n\nlearned = load('my-reward')\n"
+    (workplace / "my_rewards.py").write_text(code, encoding="utf-8")
+    threads = torch.get_num_threads()
+    try:
+        for line in REWARD_COMMANDS:
+            words = shlex.split(line)[1:]
+            small = [] if "score" in words else SMALL[words[0]]
+            assert cli.main([*words, *small]) == 0, line
+    finally:
+        torch.set_num_threads(threads)
+    scored = (workplace / "scored.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(scored) == len(texts)
+    assert all("score" in json.loads(line) for line in scored)
+
+
+def test_examples_were_found() -> None:
+    assert sum(page == "docs/rewards.md" for page, _ in EXAMPLES) >= 10
+    assert len(REWARD_COMMANDS) == 3
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README.md"])
+def test_links_lead_to_files(page: str) -> None:
+    text = (snippets.ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in link:
+            assert ((snippets.ROOT / page).parent / link).exists(), link
+
+
+def test_every_ready_reward_is_in_the_catalogue() -> None:
+    import reward_models
+
+    text = (snippets.ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    inside = {"Composable", "DiscriminatorConfig", "PotentialDifference", "Product", "Ratio", "WeightedSum"}
+    assert not [name for name in reward_models.__all__ if name not in inside and name not in text]
