@@ -11,7 +11,16 @@ def test_quick_run_measures_every_row(tmp_path):
     main(["--quick", "--json", str(tmp_path / "figures.json")])
     report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     names = " | ".join(row["name"] for row in report["rows"])
-    for part in ("headlines", "articles", "called", "through", "0.6 * rouge_l", "Cached", "BERT", "GPT-2"):
+    for part in (
+        "headlines",
+        "articles",
+        "called, cost",
+        "environment, cost",
+        "0.6 * rouge_l",
+        "Cached",
+        "BERT",
+        "GPT-2",
+    ):
         assert part in names
     assert all(row["value"] > 0 and row["baseline_value"] > 0 and row["ratio"] > 0 for row in report["rows"])
     assert {"cpu", "torch", "torch_threads", "commit", "date"} <= set(report["circumstances"])
