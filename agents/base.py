@@ -15,7 +15,6 @@ from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.callbacks import TokenProgressBar
 from agents.config import AlgorithmConfig, make_config, scheduled
 from agents.environments import TextVecEnv, as_vector_env, restore_reward
 from agents.generation import generate
@@ -30,6 +29,7 @@ from agents.model_source import (
 )
 from agents.policy import TextPolicy
 from agents.prediction import predict
+from agents.progress_bar import TokenProgressBar
 from agents.reference import frozen_copy
 from agents.rollout import ActionRule, Collector
 from agents.rollout_metrics import rollout_metrics

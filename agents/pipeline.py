@@ -18,7 +18,6 @@ from agents.callbacks import (
     CheckpointCallback,
     EvaluationCallback,
     StopOnSignal,
-    TokenProgressBar,
     append_samples,
     save_agent,
 )
@@ -27,6 +26,7 @@ from agents.dqn import DQN
 from agents.evaluation import Evaluation, evaluate, on_split
 from agents.logged import read_logged, reference_episodes
 from agents.logged_rollouts import FromLoggedEpisodes
+from agents.progress_bar import TokenProgressBar
 from agents.report import read_evaluations, write_report
 from agents.run_folder import RunFolder, write_json
 from agents.settings import RunSettings, make_mdp, make_model

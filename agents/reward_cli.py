@@ -30,7 +30,7 @@ from reward_models.preference import (
     read_preferences,
     split_preferences,
 )
-from reward_models.preference_data import Preference, Rating, text_field
+from reward_models.preference.data import Preference, Rating, text_field
 from textgen_env.tasks.records import read_jsonl
 
 _TRAIN = """Fit a reward model to human judgements, one JSON object a line, all of one kind:

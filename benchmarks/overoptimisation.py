@@ -43,7 +43,7 @@ from benchmarks.measure import circumstances
 from benchmarks.suite import read
 from reward_models import WeightedSum
 from reward_models.preference import Comparison, FitConfig, FitResult, RewardEnsemble, RewardModel, fit_ensemble
-from reward_models.preference_source import small_llama
+from reward_models.preference.source import small_llama
 from textgen_env import TextGenVectorEnv, TextMDP
 from textgen_env.lookup import did_you_mean
 

@@ -30,10 +30,10 @@ import torch
 from rouge_score import rouge_scorer
 
 from benchmarks.measure import circumstances
-from reward_models.calibration import calibration
 from reward_models.preference import Comparison, FitConfig, Rating, RewardModel, fit
-from reward_models.preference_report import mean_interval, rank_correlation
-from reward_models.preference_source import small_llama
+from reward_models.preference.calibration import calibration
+from reward_models.preference.report import mean_interval, rank_correlation
+from reward_models.preference.source import small_llama
 from textgen_env import TextTokenizer, word_tokenizer
 from textgen_env.tasks.dataset import split_of
 from textgen_env.tasks.records import read_jsonl

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from reward_models.calibration import calibration
-from reward_models.preference_report import mean_interval, rank_correlation
+from reward_models.preference.calibration import calibration
+from reward_models.preference.report import mean_interval, rank_correlation
 
 
 def test_ece_by_hand():
@@ -26,7 +26,7 @@ def test_honest_probabilities_are_calibrated_and_boasts_are_not():
     ("stated", "true", "bins"), [([], [], 10), ([0.5], [1, 0], 10), ([0.4], [1], 10), ([float("nan")], [1], 10)]
 )
 def test_bad_input_is_refused(stated, true, bins):
-    with pytest.raises(ValueError, match="calibration wants|probabilities must"):
+    with pytest.raises(ValueError, match=r"calibration wants|probabilities must"):
         calibration(stated, true, bins=bins, low=0.5)
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from reward_models.preference_data import (
+from reward_models.preference.data import (
     Comparison,
     Ranking,
     Rating,

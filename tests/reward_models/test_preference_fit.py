@@ -20,7 +20,7 @@ from reward_models.preference import (
     load,
     split_preferences,
 )
-from reward_models.preference_fit import _factor
+from reward_models.preference.fit import _factor
 
 WORDS = ["red", "blue", "green", "cat", "dog", "sun", "moon", "good", "bad", "fast"]
 QUICK = FitConfig(epochs=3, batch_size=16, learning_rate=1e-2, evaluations=4)

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from reward_models.preference_data import Comparison, Ranking, Rating
-from reward_models.preference_losses import (
+from reward_models.preference.data import Comparison, Ranking, Rating
+from reward_models.preference.losses import (
     bradley_terry_loss,
     judgement_losses,
     plackett_luce_loss,

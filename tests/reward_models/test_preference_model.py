@@ -17,7 +17,7 @@ from transformers import (
 
 from reward_models import Rouge
 from reward_models.preference import RewardModel, load
-from reward_models.preference_source import head_of, load_scorer
+from reward_models.preference.source import head_of, load_scorer
 from tests.reward_models.tiny_models import TEXTS, encoder_tokenizer, lm_tokenizer
 from textgen_env import Completion, Prompt, resolve_reward
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reward_models.ensemble import INDEX, RewardEnsemble, fit_ensemble
-from reward_models.preference_data import Comparison, Ranking, Rating, read_preferences, split_preferences
-from reward_models.preference_fit import FitConfig, FitResult, fit
-from reward_models.preference_model import RewardModel
-from reward_models.preference_report import PreferenceReport, assess
+from reward_models.preference.data import Comparison, Ranking, Rating, read_preferences, split_preferences
+from reward_models.preference.ensemble import INDEX, RewardEnsemble, fit_ensemble
+from reward_models.preference.fit import FitConfig, FitResult, fit
+from reward_models.preference.model import RewardModel
+from reward_models.preference.report import PreferenceReport, assess
 
 __all__ = [
     "Comparison",

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from reward_models.calibration import Calibration, calibration
-from reward_models.preference_data import Comparison, Preference, Rating, kind_of
-from reward_models.preference_losses import judgement_losses
-from reward_models.preference_model import RewardModel
+from reward_models.preference.calibration import Calibration, calibration
+from reward_models.preference.data import Comparison, Preference, Rating, kind_of
+from reward_models.preference.losses import judgement_losses
+from reward_models.preference.model import RewardModel
 
 
 @dataclass(frozen=True)

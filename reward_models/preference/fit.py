@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reward_models.preference_data import Comparison, Kind, Preference, Rating, kind_of
-from reward_models.preference_encoding import Row, in_batches
-from reward_models.preference_losses import judgement_losses, start_of_tie_threshold
-from reward_models.preference_model import RewardModel
-from reward_models.preference_report import PreferenceReport, assess
+from reward_models.preference.data import Comparison, Kind, Preference, Rating, kind_of
+from reward_models.preference.encoding import Row, in_batches
+from reward_models.preference.losses import judgement_losses, start_of_tie_threshold
+from reward_models.preference.model import RewardModel
+from reward_models.preference.report import PreferenceReport, assess
 from textgen_env.lookup import did_you_mean
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -90,7 +90,7 @@ def fit(
 
     Ratings: squared error on standardised ratings; the model's gain and bias then give scores in the raters' unit.
     Comparisons: Bradley–Terry with margins, and with Rao & Kupper's ties where there are some (the threshold is
-    learned). Rankings: Plackett–Luce. See `preference_losses`. The loss of a step is the mean over its judgements,
+    learned). Rankings: Plackett–Luce. See `losses`. The loss of a step is the mean over its judgements,
     whatever the micro-batches. A weight that does not require a gradient stays as it is.
 
     Args:

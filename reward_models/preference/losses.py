@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from reward_models.preference_data import Comparison, Preference, Ranking, Rating
+from reward_models.preference.data import Comparison, Preference, Ranking, Rating
 
 
 def rating_loss(scores_N: Tensor, ratings_N: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reward_models.composite import Composable
-from reward_models.preference_data import Preference
-from reward_models.preference_fit import FitConfig, FitResult, fit
-from reward_models.preference_model import RewardModel
+from reward_models.preference.data import Preference
+from reward_models.preference.fit import FitConfig, FitResult, fit
+from reward_models.preference.model import RewardModel
 from textgen_env.lookup import did_you_mean
 
 Reduction: TypeAlias = Literal["mean", "min"]

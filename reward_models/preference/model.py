@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from reward_models.composite import Composable
 from reward_models.inputs import check_texts
-from reward_models.preference_encoding import PairEncoder, Row, in_batches, reads_last_token, with_padding
-from reward_models.preference_source import ScorerSource, load_scorer, load_trained_scorer, small_llama
+from reward_models.preference.encoding import PairEncoder, Row, in_batches, reads_last_token, with_padding
+from reward_models.preference.source import ScorerSource, load_scorer, load_trained_scorer, small_llama
 from textgen_env import TextTokenizer, train_tokenizer
 
 _GAIN, _BIAS, _LENGTH, _TIES = "reward_gain", "reward_bias", "reward_max_length", "reward_tie_threshold"
