@@ -8,10 +8,10 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -277,14 +277,26 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.output is not None and Path(arguments.output).exists():
         raise FileExistsError(f"'{arguments.output}' is there already: name another file with --output")
     records = read_jsonl(arguments.data)
-    with contextlib.ExitStack() as stack:
-        file = sys.stdout
-        if arguments.output is not None:
-            file = stack.enter_context(open(arguments.output, "w", encoding="utf-8"))
+    with _written_whole(arguments.output) as file:
         while chunk := list(itertools.islice(records, _CHUNK)):
             for scored in _scored(model, chunk, arguments.field):
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")
     return 0
+
+
+@contextlib.contextmanager
+def _written_whole(path: str | None) -> Iterator[TextIO]:
+    """A file that takes its name once all is written: what a bad record cut short is not taken for the result."""
+    if path is None:
+        yield sys.stdout
+        return
+    part = Path(path + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _scored(

@@ -164,6 +164,8 @@ class to_trl:
                     f"reward '{self.__name__}' scores plain texts, and TRL gave it a conversation: use a dataset whose "
                     "prompts are strings"
                 )
+            if not len(ids):
+                raise RewardError(f"reward '{self.__name__}': completion {row}, of prompt {prompt!r:.80}, has no token")
             metadata = {key: values[row] for key, values in columns.items()}
             asked = Prompt(prompt, self._texts(known[row]), metadata)
             stop = "eos" if ids[-1] in self.tokenizer.eos_ids else "length"

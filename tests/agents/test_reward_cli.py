@@ -100,3 +100,8 @@ def test_a_score_is_not_written_over(pairs, tmp_path, capsys):
     assert main(["reward", "train", "--data", str(pairs), "--output", str(folder), "--quiet", *TINY]) == 0
     assert main(["reward", "score", str(folder), "--data", str(texts)]) == 2
     assert "line 1: there is a field 'score' already; name another one with --field" in capsys.readouterr().err
+    output = tmp_path / "scored.jsonl"
+    assert main(["reward", "score", str(folder), "--data", str(texts), "--output", str(output)]) == 2
+    assert [path.name for path in tmp_path.glob("scored*")] == []  # nothing that could be taken for the result
+    assert main(["reward", "score", str(folder), "--data", str(texts), "--output", str(output), "--field", "new"]) == 0
+    assert json.loads(output.read_text())["score"] == 1

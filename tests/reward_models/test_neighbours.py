@@ -172,6 +172,12 @@ def test_the_column_of_the_references_has_any_name() -> None:
         to_trl("rouge_1", TOKENIZER)(**call)
 
 
+def test_a_completion_without_a_token_is_refused() -> None:
+    call = {**CALL, "completion_ids": [CALL["completion_ids"][0], []]}
+    with pytest.raises(RewardError, match=r"'rouge_1': completion 1, of prompt .*, has no token"):
+        to_trl("rouge_1", TOKENIZER)(**call)
+
+
 def test_conversations_are_refused() -> None:
     call = {**CALL, "completions": [[{"role": "assistant", "content": "a"}]] * 2}
     with pytest.raises(RewardError, match="'rouge_1' scores plain texts, and TRL gave it a conversation"):
