@@ -6,7 +6,6 @@ News texts of the built-in task, one process, one torch thread. Contenders take 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,8 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 if __package__ in (None, ""):  # run as a file: the repository's root is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.measure import circumstances, speed_ratio, take_turns
-from benchmarks.throughput import Row, table
+from benchmarks.measure import speed_ratio, take_turns
+from benchmarks.table import Row, measure, one_thread, publish
 from reward_models import Cached, Classifier, Coherence, Factual, Fluency, Rouge
 from textgen_env import Completion, Prompt, TextTokenizer, resolve_reward, train_tokenizer
 from textgen_env.reward import Reward
@@ -238,30 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and circumstances there")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
     options = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        sizes = QUICK if options.quick else Sizes()
+    sizes = QUICK if options.quick else Sizes()
+    with one_thread():
         benchmark = Benchmark(sizes, 1 if options.quick else options.repeats, options.device)
-        rows: list[Row] = []
-        for section in benchmark.sections():
-            rows += section
-            print(f"measured: {section[-1].name}", file=sys.stderr)
-        where = circumstances(options.device)
-    finally:
-        torch.set_num_threads(threads)
-    if options.quick:
-        rows = [replace(row, target="") for row in rows]  # they speak of the real sizes
-    print(table(rows))
-    print(", ".join(f"{key} {value}" for key, value in where.items()))
-    if options.json:
-        report = {
-            "sizes": asdict(sizes),
-            "repeats": benchmark.repeats,
-            "circumstances": where,
-            "rows": [{**asdict(row), "met": row.met} for row in rows],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        rows, where = measure(benchmark.sections(), options.device, quick=options.quick)
+    publish(rows, where, {"sizes": asdict(sizes), "repeats": benchmark.repeats}, options.json)
     return rows
 
 

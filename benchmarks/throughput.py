@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ from agents.rollout import Collector
 from benchmarks import peers
 from benchmarks.measure import (
     Timing,
-    circumstances,
     cpu_flags,
     in_fresh_process,
     peak_memory_mb,
     speed_ratio,
     take_turns,
 )
+from benchmarks.table import Row, measure, one_thread, publish
 from benchmarks.workload import (
     Workload,
     bare_decode,
@@ -72,31 +72,6 @@ POLICY_GRADIENT = (
     PolicyGradientAgent("GRPO", GRPO, {"samples_per_prompt": 2}, epochs=True),
     PolicyGradientAgent("NLPO", NLPO, decodes=2, epochs=True),  # the lagged policy reads every token too
 )
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    name: str
-    unit: str
-    value: float
-    baseline: str = ""
-    baseline_value: float | None = None
-    ratio: float | None = None
-    """How the value stands to the baseline's; for a "cost" row, how many times its time is spent."""
-    target: str = ""
-    """As ">= 1.05" or "<= 3"; it speaks of the ratio where there is one, else of the value."""
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
-        if not self.target:
-            return None
-        sign, bound = self.target.split()
-        judged = self.value if self.ratio is None else self.ratio
-        return judged >= float(bound) if sign == ">=" else judged <= float(bound)
 
 
 @dataclass
@@ -343,30 +318,6 @@ def _memory_of_the_floor(workload: Workload, precision: Precision) -> float:
     return peak_memory_mb()
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as plain text; notes follow as footnotes."""
-    head = ("", "ours", "unit", "baseline", "ratio", "target", "met")
-    cells: list[tuple[str, ...]] = [head]
-    notes: list[str] = []
-    for row in rows:
-        mark = ""
-        if row.note:
-            notes.append(row.note)
-            mark = f" [{len(notes)}]"
-        baseline = "" if row.baseline_value is None else f"{_figure(row.baseline_value)} {row.baseline}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        met = "" if row.met is None else "yes" if row.met else "NO"
-        cells.append((row.name + mark, _figure(row.value), row.unit, baseline, ratio, row.target, met))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return "\n".join(lines + [f"[{index}] {note}" for index, note in enumerate(notes, 1)])
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """The command line; returns the rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
@@ -377,33 +328,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and circumstances there")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
     options = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        sizes = QUICK if options.quick else Workload()
+    sizes = QUICK if options.quick else Workload()
+    with one_thread():
         benchmark = Benchmark(sizes, 1 if options.quick else options.repeats, options.device, options.precision)
-        rows: list[Row] = []
-        sections = [benchmark.sections(), *([benchmark.peers()] if options.peers else [])]
-        for section in sections:
-            for some in section:
-                rows += some
-                print(f"measured: {some[-1].name}", file=sys.stderr)
-        where = circumstances(options.device)
-    finally:
-        torch.set_num_threads(threads)
-    if options.quick:
-        rows = [replace(row, target="") for row in rows]  # they speak of the real sizes
-    print(table(rows))
-    print(", ".join(f"{key} {value}" for key, value in where.items()))
-    if options.json:
-        report = {
-            "workload": asdict(sizes),
-            "repeats": benchmark.repeats,
-            "precision": options.precision,
-            "circumstances": where,
-            "rows": [{**asdict(row), "met": row.met} for row in rows],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        parts = [benchmark.sections(), *([benchmark.peers()] if options.peers else [])]
+        rows, where = measure(itertools.chain(*parts), options.device, quick=options.quick)
+    facts = {"workload": asdict(sizes), "repeats": benchmark.repeats, "precision": options.precision}
+    publish(rows, where, facts, options.json)
     return rows
 
 

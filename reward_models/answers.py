@@ -6,12 +6,10 @@ import collections
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
 
 from rapidfuzz.distance import Levenshtein
 
-from reward_models.composite import Composable
-from reward_models.inputs import check_references, check_texts
+from reward_models.reference_metric import ReferenceMetric
 from reward_models.words import words
 from textgen_env.lookup import did_you_mean
 
@@ -29,7 +27,7 @@ def squad_normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-class ExactMatch(Composable):
+class ExactMatch(ReferenceMetric):
     """1 where a completion equals a reference after normalisation, else 0 (Rajpurkar et al. 2016).
 
     Args:
@@ -40,30 +38,16 @@ class ExactMatch(Composable):
     """
 
     name = "exact_match"
-    kind: Literal["terminal"] = "terminal"
-    bounds = (0.0, 1.0)
 
     def __init__(self, normalise: Callable[[str], str] = squad_normalise) -> None:
         self._normalise = normalise
 
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]] | None = None, **_: Any
-    ) -> list[float]:
-        """Score B completions; B floats, 0 or 1.
-
-        Raises:
-            ValueError: a prompt has no references, or the lists differ in length.
-            TypeError: a text is not a string, or references are one string instead of a list.
-        """
-        check_texts(self.name, completions=completions)
-        references = check_references(self.name, completions, references)
-        return [
-            float(self._normalise(text) in map(self._normalise, targets))
-            for text, targets in zip(completions, references, strict=True)
-        ]
+    def score(self, text: str, targets: Sequence[str]) -> float:
+        """1 or 0."""
+        return float(self._normalise(text) in map(self._normalise, targets))
 
 
-class TokenF1(Composable):
+class TokenF1(ReferenceMetric):
     """F1 of the words shared with the best reference, after normalisation (Rajpurkar et al. 2016).
 
     Words are what spaces part. Where one side has none, it is 1 if the other has none either, else 0 (version 2.0
@@ -77,27 +61,13 @@ class TokenF1(Composable):
     """
 
     name = "token_f1"
-    kind: Literal["terminal"] = "terminal"
-    bounds = (0.0, 1.0)
 
     def __init__(self, normalise: Callable[[str], str] = squad_normalise) -> None:
         self._normalise = normalise
 
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]] | None = None, **_: Any
-    ) -> list[float]:
-        """Score B completions; B floats in [0, 1].
-
-        Raises:
-            ValueError: a prompt has no references, or the lists differ in length.
-            TypeError: a text is not a string, or references are one string instead of a list.
-        """
-        check_texts(self.name, completions=completions)
-        references = check_references(self.name, completions, references)
-        return [
-            max(self._f1(self._normalise(text).split(), self._normalise(target).split()) for target in targets)
-            for text, targets in zip(completions, references, strict=True)
-        ]
+    def score(self, text: str, targets: Sequence[str]) -> float:
+        """The best reference's F1."""
+        return max(self._f1(self._normalise(text).split(), self._normalise(target).split()) for target in targets)
 
     @staticmethod
     def _f1(found: list[str], wanted: list[str]) -> float:
@@ -110,7 +80,7 @@ class TokenF1(Composable):
         return 2 * precision * recall / (precision + recall)
 
 
-class EditSimilarity(Composable):
+class EditSimilarity(ReferenceMetric):
     """``1 - edits / length of the longer text``, the best of the references: Levenshtein's distance by ``rapidfuzz``.
 
     Args:
@@ -123,27 +93,12 @@ class EditSimilarity(Composable):
     [0.8571428571428572]
     """
 
-    kind: Literal["terminal"] = "terminal"
-    bounds = (0.0, 1.0)
-
     def __init__(self, unit: str = "characters") -> None:
         if unit not in _UNITS:
             raise ValueError(f"unknown unit {unit!r}; {did_you_mean(str(unit), _UNITS)}")
         self.name = "edit_similarity" if unit == "characters" else "edit_similarity_words"
         self._split: Callable[[str], Sequence[str]] = words if unit == "words" else str
 
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]] | None = None, **_: Any
-    ) -> list[float]:
-        """Score B completions; B floats in [0, 1], 1 for two empty texts.
-
-        Raises:
-            ValueError: a prompt has no references, or the lists differ in length.
-            TypeError: a text is not a string, or references are one string instead of a list.
-        """
-        check_texts(self.name, completions=completions)
-        references = check_references(self.name, completions, references)
-        return [
-            max(Levenshtein.normalized_similarity(self._split(text), self._split(target)) for target in targets)
-            for text, targets in zip(completions, references, strict=True)
-        ]
+    def score(self, text: str, targets: Sequence[str]) -> float:
+        """The nearest reference's similarity; 1 for two empty texts."""
+        return max(Levenshtein.normalized_similarity(self._split(text), self._split(target)) for target in targets)

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from reward_models.composite import Composable
 from reward_models.inputs import check_references, check_texts
+from reward_models.reference_metric import ReferenceMetric
 from textgen_env.lookup import did_you_mean
 
 SMOOTHINGS = ("exp", "floor", "add-k", "none")
 """sacreBLEU's ways with n-grams that never match."""
 
 
-class Bleu(Composable):
+class Bleu(ReferenceMetric):
     """BLEU (Papineni et al. 2002) of one text: sacreBLEU's sentence score by 100, so in [0, 1].
 
     Orders that a text is too short for are left out (sacreBLEU's ``effective_order``), and an order without a match
@@ -38,8 +39,6 @@ class Bleu(Composable):
     """
 
     name = "bleu"
-    kind: Literal["terminal"] = "terminal"
-    bounds = (0.0, 1.0)
 
     def __init__(
         self,
@@ -66,19 +65,12 @@ class Bleu(Composable):
             effective_order=True,
         )
 
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]] | None = None, **_: Any
-    ) -> list[float]:
-        """Score B completions; B floats in [0, 1].
-
-        Raises:
-            ValueError: a prompt has no references, or the lists differ in length.
-            TypeError: a text is not a string, or references are one string instead of a list.
-        """
-        return _sentence_scores(self.name, self._metric, completions, references)
+    def score(self, text: str, targets: Sequence[str]) -> float:
+        """sacreBLEU's sentence score by 100."""
+        return _sentence_score(self._metric, text, targets)
 
 
-class Chrf(Composable):
+class Chrf(ReferenceMetric):
     """chrF (Popović 2015): the F-score of character n-grams; sacreBLEU's sentence score by 100, so in [0, 1].
 
     It needs no words, so it suits every script. Over several references the best counts.
@@ -96,9 +88,6 @@ class Chrf(Composable):
     [1.0]
     """
 
-    kind: Literal["terminal"] = "terminal"
-    bounds = (0.0, 1.0)
-
     def __init__(self, char_order: int = 6, word_order: int = 0, beta: int = 2, lowercase: bool = False) -> None:
         from sacrebleu.metrics import CHRF
 
@@ -109,16 +98,9 @@ class Chrf(Composable):
         self.name = "chrf" + "+" * word_order
         self._metric = CHRF(char_order=char_order, word_order=word_order, beta=beta, lowercase=lowercase)
 
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]] | None = None, **_: Any
-    ) -> list[float]:
-        """Score B completions; B floats in [0, 1].
-
-        Raises:
-            ValueError: a prompt has no references, or the lists differ in length.
-            TypeError: a text is not a string, or references are one string instead of a list.
-        """
-        return _sentence_scores(self.name, self._metric, completions, references)
+    def score(self, text: str, targets: Sequence[str]) -> float:
+        """sacreBLEU's sentence score by 100."""
+        return _sentence_score(self._metric, text, targets)
 
 
 class Ter(Composable):
@@ -168,7 +150,7 @@ class Ter(Composable):
         return [-rate if rate else 0.0 for rate in rates]  # no -0.0
 
 
-class Meteor(Composable):
+class Meteor(ReferenceMetric):
     """METEOR (Banerjee & Lavie 2005): words aligned by form, stem and synonym; nltk's figure, in [0, 1].
 
     Over several references the best counts.
@@ -188,8 +170,6 @@ class Meteor(Composable):
     """
 
     name = "meteor"
-    kind: Literal["terminal"] = "terminal"
-    bounds = (0.0, 1.0)
 
     def __init__(
         self,
@@ -205,27 +185,15 @@ class Meteor(Composable):
         self._tokenize = tokenize  # nltk's own is not kept: it does not survive pickling
         self._weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
 
-    def __call__(
-        self, completions: Sequence[str], references: Sequence[Sequence[str]] | None = None, **_: Any
-    ) -> list[float]:
-        """Score B completions; B floats in [0, 1], 0 where no word is shared.
-
-        Raises:
-            ValueError: a prompt has no references, or the lists differ in length.
-            TypeError: a text is not a string, or references are one string instead of a list.
-        """
+    def score(self, text: str, targets: Sequence[str]) -> float:
+        """nltk's figure; 0 where no word is shared."""
         from nltk.corpus import wordnet
         from nltk.tokenize import wordpunct_tokenize
         from nltk.translate.meteor_score import meteor_score
 
-        check_texts(self.name, completions=completions)
-        references = check_references(self.name, completions, references)
         tokenize = self._tokenize or wordpunct_tokenize
         known = wordnet if self._synonyms else _EmptyWordNet()
-        return [
-            float(meteor_score([*map(tokenize, targets)], tokenize(text), wordnet=known, **self._weights))
-            for text, targets in zip(completions, references, strict=True)
-        ]
+        return float(meteor_score([*map(tokenize, targets)], tokenize(text), wordnet=known, **self._weights))
 
 
 class _EmptyWordNet:
@@ -253,16 +221,9 @@ def check_ter_lengths(
             )
 
 
-def _sentence_scores(
-    name: str, metric: Any, completions: Sequence[str], references: Sequence[Sequence[str]] | None
-) -> list[float]:
-    """sacreBLEU's sentence scores by 100; its rounding may pass 1 by 1e-16, its bounds may not."""
-    check_texts(name, completions=completions)
-    references = check_references(name, completions, references)
-    return [
-        min(float(metric.sentence_score(text, list(targets)).score) / 100, 1.0)
-        for text, targets in zip(completions, references, strict=True)
-    ]
+def _sentence_score(metric: Any, text: str, targets: Sequence[str]) -> float:
+    """sacreBLEU's sentence score by 100; its rounding may pass 1 by 1e-16, its bounds may not."""
+    return min(float(metric.sentence_score(text, list(targets)).score) / 100, 1.0)
 
 
 def _want_wordnet() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.measure import Timing, speed_ratio
-from benchmarks.throughput import Row, main, table
+from benchmarks.table import Row, table
+from benchmarks.throughput import main
 from benchmarks.workload import Workload
 
 SIZES = Workload(layers=1, width=16, heads=2, vocab_size=32, prompt_tokens=3, new_tokens=6, shortest=2, rows=4)
