@@ -204,21 +204,30 @@ class TextMDP:
     def oracle_completion(self, prompt_index: int) -> Completion:
         """The optimal completion of prompt ``prompt_index``, as its task knows it.
 
-        It ends with EOS unless ``max_new_tokens`` ends it first.
-
         Raises:
             ValueError: the task has no oracle, or ``max_new_tokens`` leaves no room for its words.
             IndexError: there is no such prompt in the split.
         """
         if self.task.oracle is None:
             raise ValueError(f"task '{self.task.name}' has no oracle: its optimum is not known")
+        return self.written(prompt_index, self.task.oracle(self.prompts[prompt_index]))
+
+    def written(self, prompt_index: int, text: str) -> Completion:
+        """The completion of prompt ``prompt_index`` that says ``text``.
+
+        It ends with EOS unless ``max_new_tokens`` ends it first.
+
+        Raises:
+            ValueError: ``max_new_tokens`` leaves no room for the text.
+            IndexError: there is no such prompt in the split.
+        """
         prompt = self.prompts[prompt_index]
-        ids = self.tokenizer.encode_completion(prompt.text, self.task.oracle(prompt))
+        ids = self.tokenizer.encode_completion(prompt.text, text)
         cap = self.max_new_tokens
         if len(ids) > cap + 1:
             raise ValueError(
-                f"the oracle of task '{self.task.name}' answers {prompt.text!r} with {len(ids) - 1} tokens: "
-                f"max_new_tokens={cap} puts the optimum out of reach, raise it"
+                f"the answer {text!r:.80} to {prompt.text!r:.80} of task '{self.task.name}' has {len(ids) - 1} tokens: "
+                f"max_new_tokens={cap} leaves no room for it, raise it"
             )
         return self.complete(prompt_index, ids[:cap].tolist(), "eos" if len(ids) <= cap else "length")
 

@@ -86,7 +86,7 @@ def test_oracle_completions():
         ((A, B, C), "length"),  # the cap ends it before its EOS
     ]
     assert [completion.text for completion in found] == [prompt.text for prompt in mdp.prompts]
-    with pytest.raises(ValueError, match="'a b c' with 3 tokens: max_new_tokens=2 puts the optimum out of reach"):
+    with pytest.raises(ValueError, match="has 3 tokens: max_new_tokens=2 leaves no room for it"):
         TextMDP(TASK, max_new_tokens=2).oracle_completion(2)
 
 

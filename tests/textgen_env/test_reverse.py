@@ -165,7 +165,7 @@ def test_a_raised_cap_keeps_the_optimum():
 
 def test_a_lower_cap_puts_it_out_of_reach():
     assert TextMDP(reverse(), max_new_tokens=3).optimal_return() == 0.75  # no room for the EOS
-    with pytest.raises(ValueError, match="max_new_tokens=2 puts the optimum out of reach"):
+    with pytest.raises(ValueError, match="max_new_tokens=2 leaves no room for it"):
         TextMDP(reverse(), max_new_tokens=2).optimal_return()
 
 

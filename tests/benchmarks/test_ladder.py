@@ -1,0 +1,49 @@
+"""What every task of the ladder declares of itself, recomputed."""
+
+import pytest
+import torch
+
+from agents.evaluation import on_split
+from benchmarks.baselines import hack_scores, random_score, supervised_score
+from benchmarks.setups import setup, setups
+from textgen_env.tasks.ladder import LADDER
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_rung_has_a_setup():
+    assert set(LADDER) <= set(setups())
+
+
+@pytest.mark.parametrize("task", LADDER)
+def test_declared_optimum(task):
+    held_out = on_split(setup(task).make_env(1).mdp, "test")
+    assert held_out.optimal_return() == pytest.approx(LADDER[task].optimum, rel=1e-6)
+
+
+@pytest.mark.parametrize("task", LADDER)
+def test_declared_random_score(task):
+    rung = LADDER[task]
+    assert random_score(setup(task)) == pytest.approx(rung.random, abs=0.02 * abs(rung.optimum - rung.random))
+
+
+@pytest.mark.parametrize("task", LADDER)
+def test_declared_supervised_score(task):
+    """Within 5 % of the scale: threads and versions round differently."""
+    rung = LADDER[task]
+    assert supervised_score(setup(task)) == pytest.approx(rung.supervised, abs=0.05 * abs(rung.optimum - rung.random))
+
+
+@pytest.mark.parametrize("task", LADDER)
+def test_the_hack_fools_the_naive_reward_alone(task):
+    rung, held_out = LADDER[task], on_split(setup(task).make_env(1).mdp, "test")
+    naive, robust = hack_scores(held_out, rung.hack)
+    assert naive == pytest.approx(rung.hack.naive_score, abs=1e-3)
+    assert robust == pytest.approx(rung.hack.robust_score, abs=1e-3)
+    assert rung.normalised(robust) < 0.7
