@@ -23,22 +23,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback
 
-import textgen_env  # noqa: F401 (registers the tasks)
-from agents import small_gpt2
+from agents import SupervisedConfig, supervised_fit
 from agents.algorithms import find_algorithm
 from agents.evaluation import evaluate, on_split
 from benchmarks import presets
 from benchmarks.learning import over_seeds
 from benchmarks.measure import circumstances
+from benchmarks.setups import Setup, setup
 from textgen_env import TextMDP
 
-MODEL = {"layers": 2, "width": 64, "heads": 4}
-"""The same fresh transformer for all."""
 SOLVED = 0.99
 """Share of the optimum, on held-out prompts."""
 _EVALUATIONS = 20
@@ -55,29 +51,30 @@ class Job:
 
 def run(job: Job) -> dict[str, Any]:
     """Train one agent and measure it on prompts it never saw: the line that is written."""
-    config, total_tokens = presets.preset(job.algorithm, job.task)
+    config, shared = presets.preset(job.algorithm, job.task), setup(job.task)
     line: dict[str, Any] = {
         **dataclasses.asdict(job),
-        "model": MODEL,
+        "setup": dataclasses.asdict(shared),
         "preset": dataclasses.asdict(config),
-        "total_tokens": total_tokens,
     }
     try:
         torch.set_num_threads(1)
-        return {**line, **_train(job, config, total_tokens), "circumstances": circumstances("cpu")}
+        return {**line, **_train(job, config, shared), "circumstances": circumstances("cpu")}
     except Exception:  # a failed seed is shown, and the others go on
         return {**line, "error": traceback.format_exc()}
 
 
-def _train(job: Job, config: Any, total_tokens: int) -> dict[str, Any]:
-    env = gym.make_vec(f"textgen_env/{job.task}-v0", num_envs=config.num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    mdp: TextMDP = env.unwrapped.mdp  # type: ignore[attr-defined]
+def _train(job: Job, config: Any, shared: Setup) -> dict[str, Any]:
+    env = shared.make_env(config.num_envs)
+    mdp = env.mdp
     watched, held_out = on_split(mdp, "validation"), on_split(mdp, "test")
-    model = small_gpt2(mdp.tokenizer, positions=mdp.max_prompt_tokens + mdp.max_new_tokens, **MODEL)
-    agent = find_algorithm(job.algorithm)[0](model, env, config, seed=job.seed, device="cpu")
-    watch = _Watch(watched, every=max(1, total_tokens // _EVALUATIONS))
+    agent = find_algorithm(job.algorithm)[0](shared.make_model(mdp), env, config, seed=job.seed, device="cpu")
+    if shared.warm_start is not None:
+        supervised_fit(agent.policy, mdp, SupervisedConfig(**shared.warm_start), seed=job.seed)
+        agent.refresh_reference()
+    watch = _Watch(watched, every=max(1, shared.total_tokens // _EVALUATIONS))
     began = time.process_time()
-    agent.learn(total_tokens, callback=watch)
+    agent.learn(shared.total_tokens, callback=watch)
     seconds = time.process_time() - began - watch.seconds
     greedy = evaluate(agent, held_out, num_prompts=len(held_out.prompts), greedy=True)
     sampled = evaluate(agent, held_out, num_prompts=len(held_out.prompts), samples_per_prompt=8)
@@ -203,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = [Job(task, algorithm, seed) for task in args.tasks for algorithm in args.algos for seed in range(args.seeds)]
     try:
         for job in jobs:  # a misspelled name now, not an hour from now
-            presets.preset(job.algorithm, job.task)
+            presets.preset(job.algorithm, job.task), setup(job.task)
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     failed = 0

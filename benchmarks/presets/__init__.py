@@ -1,7 +1,4 @@
-"""Tuned options as data: one JSON file an algorithm, ``defaults`` plus what each task changes.
-
-``total_tokens`` is the run's length; every other key is an option of the algorithm.
-"""
+"""Tuned options as data: one JSON file an algorithm, ``defaults`` plus what each task changes."""
 
 from __future__ import annotations
 
@@ -21,28 +18,16 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
-def tasks(algorithm: str) -> list[str]:
-    """The tasks that an algorithm's presets know."""
-    return list(_read(algorithm)["tasks"])
-
-
-def preset(algorithm: str, task: str) -> tuple[AlgorithmConfig, int]:
-    """The options for a task, and how many tokens to train.
-
-    Args:
-        algorithm: a name of `agents.algorithms`.
-        task: a built-in task without package and version, such as "Reverse".
+def preset(algorithm: str, task: str) -> AlgorithmConfig:
+    """The options for a task: the algorithm's defaults where the file says nothing of the task.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: the algorithm has no presets.
         TypeError: the file names an option that the algorithm does not have.
     """
     content = _read(algorithm)
-    if task not in content["tasks"]:
-        raise ValueError(f"no preset of {algorithm} for task '{task}'; {did_you_mean(task, content['tasks'])}")
-    options: dict[str, Any] = {**content["defaults"], **content["tasks"][task]}
-    total_tokens = int(options.pop("total_tokens"))
-    return make_config(find_algorithm(algorithm)[1], None, options), total_tokens
+    options: dict[str, Any] = {**content["defaults"], **content["tasks"].get(task, {})}
+    return make_config(find_algorithm(algorithm)[1], None, options)
 
 
 def _read(algorithm: str) -> dict[str, Any]:
