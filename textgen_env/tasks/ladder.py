@@ -8,3 +8,6 @@ from textgen_env.tasks.rung import Rung
 
 LADDER: Mapping[str, Rung] = {}
 """Id without package and version ("Reverse") -> what is known of the task at its default arguments."""
+
+RECOGNISABLE: Mapping[str, Rung] = {}
+"""The same of the tasks that people know from elsewhere, built in at small scale."""
