@@ -18,6 +18,7 @@ from reward_models.judge import AsyncJudge as AsyncJudge
 from reward_models.keywords import BannedWords as BannedWords
 from reward_models.keywords import KeywordCoverage as KeywordCoverage
 from reward_models.metrics import Rouge as Rouge
+from reward_models.metrics import RougeMean as RougeMean
 from reward_models.neighbours import conversational as conversational
 from reward_models.neighbours import from_rl4lms as from_rl4lms
 from reward_models.neighbours import to_trl as to_trl
@@ -101,6 +102,7 @@ __all__ = [
     "RewardEnsemble",
     "RewardModel",
     "Rouge",
+    "RougeMean",
     "SemanticSimilarity",
     "Spread",
     "Ter",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rapidfuzz.distance import LCSseq
 
-from reward_models.composite import Composable
+from reward_models.composite import Composable, WeightedSum
 from reward_models.inputs import check_references, check_texts
 from textgen_env.lookup import did_you_mean
 
@@ -119,6 +119,25 @@ class Rouge(Composable):
         # split_summaries stays off: it needs nltk's punkt data, which no package brings along.
         scorer = rouge_scorer.RougeScorer([self._type], tokenizer=SimpleNamespace(tokenize=tokenize))
         return scorer.score(target, text)[self._type]
+
+
+class RougeMean(WeightedSum):
+    """The mean of several ROUGE F1s, each reported under its own name: pairs for fluency, the longest run for order.
+
+    Args:
+        variants: as `Rouge` takes them.
+
+    Raises:
+        ValueError: there are none, or one is unknown.
+
+    >>> RougeMean(["2", "L"])
+    0.5 * rouge_2 + 0.5 * rouge_l
+    """
+
+    def __init__(self, variants: Sequence[str | int] = ("1", "2", "L")) -> None:
+        if not variants:
+            raise ValueError(f"a mean of ROUGE scores needs at least one variant of {', '.join(_VARIANTS)}")
+        super().__init__([(1 / len(variants), Rouge(variant)) for variant in variants])
 
 
 def _mean(values: list[float]) -> float:

@@ -49,6 +49,9 @@ def reward_names() -> list[str]:
 
 for _variant in ("1", "2", "L", "Lsum"):
     register_reward(f"rouge_{_variant.lower()}", "reward_models:Rouge", variant=_variant)
+for _measure in ("precision", "recall"):
+    register_reward(f"rouge_1_{_measure}", "reward_models:Rouge", variant="1", measure=_measure)
+register_reward("rouge_2_l", "reward_models:RougeMean", variants=("2", "L"))
 register_reward("bleu", "reward_models:Bleu")
 register_reward("chrf", "reward_models:Chrf")
 register_reward("ter", "reward_models:Ter")

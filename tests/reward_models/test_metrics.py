@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rouge_score import rouge_scorer
 
-from reward_models import Rouge
+from reward_models import Rouge, RougeMean
 from reward_models.words import words
 from tests.reward_models.shared_data import records
 from textgen_env import RewardError, resolve_reward
@@ -181,6 +181,29 @@ def test_agreement_with_human_choice(language: str, agreement: float) -> None:
     chosen, rejected = (rouge([pair[which] for pair in pairs], references) for which in ("chosen", "rejected"))
     right = [(good > bad) + 0.5 * (good == bad) for good, bad in zip(chosen, rejected, strict=True)]
     assert sum(right) / len(right) == pytest.approx(agreement, abs=0.01)
+
+
+def test_a_mean_of_variants_is_the_mean_of_their_scores() -> None:
+    batch = [Completion(Prompt("Say", (target,)), text, (1,), "eos") for text, target in PAIRS]
+    scores = resolve_reward("rouge_2_l").score(batch)
+    parts = {name: ours(Rouge(name), PAIRS) for name in ("rouge_2", "rouge_l")}
+    assert {name: told["raw"].tolist() for name, told in scores.components.items()} == parts
+    expected = [(two + longest) / 2 for two, longest in zip(*parts.values(), strict=True)]
+    assert scores.totals == pytest.approx(expected)
+    assert scores.totals != pytest.approx(parts["rouge_l"])
+    mean = RougeMean()
+    assert (repr(mean), mean.bounds) == ("0.333333 * rouge_1 + 0.333333 * rouge_2 + 0.333333 * rouge_l", (0.0, 1.0))
+    assert mean.score(batch[:1]).totals == pytest.approx(sum(ours(Rouge(v), PAIRS[:1])[0] for v in "12L") / 3)
+    with pytest.raises(ValueError, match="needs at least one variant of 1, 2, l, lsum"):
+        RougeMean([])
+
+
+@pytest.mark.parametrize("measure", ["precision", "recall"])
+def test_one_sided_measures_by_name(measure: str) -> None:
+    reward = resolve_reward(f"rouge_1_{measure}")
+    batch = [Completion(Prompt("Say", ("a b",)), "a b c d", (1,), "eos")]
+    assert reward.name == f"rouge_1_{measure}"
+    assert reward.score(batch).totals.tolist() == [0.5 if measure == "precision" else 1.0]
 
 
 def test_pickles_and_deepcopies() -> None:
