@@ -49,6 +49,11 @@ class Setup:
     """What is measured: a name in `benchmarks.objectives`."""
     solved: float = 0.99
     """The normalised score from which on the task counts as solved."""
+    trainer: str | None = None
+    """``"module:attr"`` of a function (rules of the train split, seed) -> (rules to learn under, their callbacks):
+    for a reward that learns too."""
+    logged: str | None = None
+    """``"module:attr"`` of a function (rules of the train split, seed) -> `Trajectories`: what offline learners get."""
 
     def __post_init__(self) -> None:
         for options in (self.supervised, self.warm_start):

@@ -1,0 +1,192 @@
+"""Who takes part in the benchmarks, by name: our agents, what they must beat, and other libraries.
+
+A contender gets a `Start`, the same for all of one task and seed, learns from at most the start's tokens (whole
+rollouts: the last one may run over), and hands back a policy. What it did with the weights is its own affair; how it
+is judged is not (see `benchmarks.trial`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents import SupervisedConfig, supervised_fit
+from agents.algorithms import find_algorithm
+from agents.logged_rollouts import FromLoggedEpisodes
+from agents.policy import TextPolicy
+from agents.supervised import reference_pairs
+from benchmarks import presets
+from benchmarks.setups import Setup
+from benchmarks.warm_start import Start
+from benchmarks.watch import Watch
+from textgen_env import TextGenVectorEnv
+from textgen_env.lookup import did_you_mean, load_entry_point
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a contender hands back."""
+
+    policy: TextPolicy
+    tokens: int
+    """Sampled from the environment (of logged or written texts: read, once for each time)."""
+    episodes: int
+    best_of: int = 1
+    """Completions that are drawn for each answer; the reward chooses. 1: greedy decoding, no choice."""
+
+
+class Contender:
+    """Base of the contenders."""
+
+    name: str
+
+    def options(self, setup: Setup) -> dict[str, Any]:
+        """The options on a task, as plain data: what the run's line holds as its preset.
+
+        Raises:
+            ValueError: there are none, or a value has no meaning.
+            TypeError: one is unknown.
+        """
+        raise NotImplementedError
+
+    def check(self, setup: Setup) -> None:
+        """Whether it can take part.
+
+        Raises:
+            ValueError: it cannot; with the reason.
+            ImportError: a library is missing; with what to install.
+        """
+        self.options(setup)
+
+    def versions(self) -> dict[str, str]:
+        """Of the libraries it needs beyond those that all runs have."""
+        return {}
+
+    def learn(self, start: Start, watch: Watch) -> Learned:
+        """Learn, looked at by ``watch``, which is entered around the learning."""
+        raise NotImplementedError
+
+
+class Agent(Contender):
+    """One of our agents, with its preset."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.kind, _ = find_algorithm(name)
+
+    def options(self, setup: Setup) -> dict[str, Any]:
+        """Every field of the algorithm's config."""
+        return asdict(presets.preset(self.name, setup.task))
+
+    def check(self, setup: Setup) -> None:
+        """An offline learner needs logged episodes."""
+        super().check(setup)
+        if issubclass(self.kind, FromLoggedEpisodes) and setup.logged is None:
+            raise ValueError(f"{self.name} learns from logged episodes, and the setup of {setup.task} names none")
+
+    def learn(self, start: Start, watch: Watch) -> Learned:
+        """``agent.learn`` with a callback that looks between the rollouts."""
+        setup, config = start.setup, presets.preset(self.name, start.setup.task)
+        mdp, callbacks = start.mdp, []
+        if setup.trainer is not None:
+            mdp, callbacks = load_entry_point(setup.trainer)(mdp, start.seed)
+        env = TextGenVectorEnv(config.num_envs, mdp=mdp, autoreset_mode=AutoresetMode.DISABLED)
+        agent = self.kind(start.model(), env, config, seed=start.seed, device="cpu")
+        if isinstance(agent, FromLoggedEpisodes) and setup.logged is not None:
+            agent.set_data(load_entry_point(setup.logged)(mdp, start.seed))
+        with watch:
+            agent.learn(start.tokens, callback=[*callbacks, _Look(watch)])
+            watch.look(agent.policy, agent.num_timesteps, agent._episode_num)
+        return Learned(agent.policy, agent.num_timesteps, agent._episode_num)
+
+
+class _Look(BaseCallback):
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.watch.due(self.num_timesteps):
+            policy: Any = self.model.policy
+            self.watch.look(policy, self.num_timesteps, self.model._episode_num)
+
+
+class SupervisedBaseline(Contender):
+    """Fresh weights fitted to the references of the train split, as the setup says. The budget does not bear on it."""
+
+    name = "supervised"
+
+    def options(self, setup: Setup) -> dict[str, Any]:
+        """Every field of `SupervisedConfig`."""
+        return asdict(SupervisedConfig(**setup.supervised))
+
+    def learn(self, start: Start, watch: Watch) -> Learned:
+        """Maximum likelihood; tokens and episodes are those of the references read."""
+        config, mdp = SupervisedConfig(**start.setup.supervised), start.mdp
+        policy = TextPolicy(start.fresh_model(), mdp.tokenizer.vocab_size)
+        pairs = reference_pairs(mdp)
+        batch = min(config.batch_size, len(pairs.lengths_N))
+        length = float((pairs.lengths_N - pairs.prompt_lengths_N).double().mean())
+        watch.tokens = round(config.epochs * len(pairs.lengths_N) * length)
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            if step == steps or watch.due(round(step * batch * length)):
+                watch.look(policy, round(step * batch * length), step * batch)
+
+        with watch:
+            watch.look(policy, 0, 0)
+            supervised_fit(policy, mdp, config, seed=start.seed, on_step=on_step)
+        last = watch.curve[-1]
+        return Learned(policy, last["tokens"], last["episodes"])
+
+
+class BestOfN(Contender):
+    """The policy that all start from, as it is: of several samples the one that the reward likes best."""
+
+    name = "best_of_n"
+
+    def options(self, setup: Setup) -> dict[str, Any]:
+        """n."""
+        return {"n": 16}
+
+    def check(self, setup: Setup) -> None:
+        """The reward must be what it is judged by."""
+        super().check(setup)
+        if setup.objective != "return":
+            raise ValueError(
+                f"best_of_n chooses by the reward, but {setup.task} is judged by '{setup.objective}': leave it out"
+            )
+
+    def learn(self, start: Start, watch: Watch) -> Learned:
+        """Nothing to learn."""
+        policy = TextPolicy(start.model(), start.mdp.tokenizer.vocab_size)
+        return Learned(policy, 0, 0, best_of=self.options(start.setup)["n"])
+
+
+def contenders() -> dict[str, Contender]:
+    """All there are, by name."""
+    found: dict[str, Contender] = {name: Agent(name) for name in presets.names() if name not in _peers()}
+    found |= {contender.name: contender for contender in (SupervisedBaseline(), BestOfN())}
+    return found | _peers()
+
+
+def _peers() -> dict[str, Contender]:
+    return {}
+
+
+def find_contender(name: str) -> Contender:
+    """The contender of a name.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    known = contenders()
+    if name not in known:
+        raise ValueError(f"unknown contender '{name}'; {did_you_mean(name, known)}")
+    return known[name]
