@@ -39,8 +39,8 @@ from agents import PPO, PPOConfig, SupervisedConfig, small_gpt2, supervised_fit
 from agents.evaluation import evaluate, on_split
 from benchmarks.hotel_reviews import MAX_NEW_TOKENS, gold, review_task
 from benchmarks.learning import over_seeds
-from benchmarks.measure import circumstances
 from benchmarks.lines import read
+from benchmarks.measure import circumstances
 from reward_models import WeightedSum
 from reward_models.preference import Comparison, FitConfig, FitResult, RewardEnsemble, RewardModel, fit_ensemble
 from reward_models.preference.source import small_llama
