@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import SupervisedConfig, supervised_fit
-from agents.algorithms import find_algorithm
+from agents.algorithms import ALGORITHMS, find_algorithm
 from agents.logged_rollouts import FromLoggedEpisodes
 from agents.policy import TextPolicy
 from agents.supervised import reference_pairs
@@ -171,13 +171,13 @@ class BestOfN(Contender):
 
 def contenders() -> dict[str, Contender]:
     """All there are, by name."""
-    found: dict[str, Contender] = {name: Agent(name) for name in presets.names() if name not in _peers()}
-    found |= {contender.name: contender for contender in (SupervisedBaseline(), BestOfN())}
-    return found | _peers()
+    from benchmarks.contenders_sb3 import SB3PPO  # here: they are contenders themselves
+    from benchmarks.contenders_trl import TRLGRPO, TRLPPO, TRLRLOO
 
-
-def _peers() -> dict[str, Contender]:
-    return {}
+    baselines: list[Contender] = [SupervisedBaseline(), BestOfN()]
+    peers: list[Contender] = [SB3PPO(), TRLPPO(), TRLRLOO(), TRLGRPO()]
+    agents = [Agent(name) for name in presets.names() if name in ALGORITHMS]
+    return {contender.name: contender for contender in [*agents, *baselines, *peers]}
 
 
 def find_contender(name: str) -> Contender:

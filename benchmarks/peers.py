@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -157,8 +158,8 @@ class _NoBackbone(nn.Module):
 def trl_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
     """TRL's PPOTrainer, with a value model of the policy's size (it knows no other) and a reward that is free."""
     from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+    trl = import_module("trl.experimental.ppo")
     torch.set_num_threads(1)
     config = workload.config()
     config.pad_token_id = 0
@@ -169,7 +170,7 @@ def trl_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
     prompts = [{"input_ids": ids} for ids in workload.prompt_ids(workload.rows * updates).tolist()]
     steps = _Steps(_clock(device))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        options = PPOConfig(
+        options = trl.PPOConfig(
             **_trainer_options(folder, device),
             per_device_train_batch_size=workload.rows,
             total_episodes=workload.rows * updates,
@@ -180,7 +181,7 @@ def trl_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
             response_length=workload.new_tokens,
             temperature=1.0,
         )
-        PPOTrainer(
+        trl.PPOTrainer(
             args=options,
             processing_class=workload.tokenizer(),
             model=policy,
@@ -199,8 +200,8 @@ def trl_grpo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
     It insists on the tokenizer's EOS: random weights end 3 % of the texts early, and they are counted as full.
     """
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
 
+    trl = import_module("trl")
     torch.set_num_threads(1)
     config = workload.config()
     config.pad_token_id = 0
@@ -209,7 +210,7 @@ def trl_grpo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
     prompts = [{"prompt": text} for text in workload.prompts(workload.rows // samples * updates)]
     steps = _Steps(_clock(device))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        options = GRPOConfig(
+        options = trl.GRPOConfig(
             **_trainer_options(folder, device),
             per_device_train_batch_size=workload.rows,
             num_generations=samples,
@@ -217,7 +218,7 @@ def trl_grpo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
             max_steps=updates,
             temperature=1.0,
         )
-        GRPOTrainer(
+        trl.GRPOTrainer(
             model=AutoModelForCausalLM.from_config(config),
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=options,

@@ -1,4 +1,4 @@
-"""Tuned options as data: one JSON file an algorithm, ``defaults`` plus what each task changes."""
+"""Tuned options as data: one JSON file a contender, ``defaults`` plus what each task changes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The algorithms that have presets."""
+    """The contenders that have presets: our algorithms, and other libraries' by names of their own."""
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
+def options(name: str, task: str) -> dict[str, Any]:
+    """A contender's options for a task: its defaults where the file says nothing of the task.
+
+    Raises:
+        ValueError: it has no presets.
+    """
+    content = _read(name)
+    return {**content["defaults"], **content["tasks"].get(task, {})}
+
+
 def preset(algorithm: str, task: str) -> AlgorithmConfig:
-    """The options for a task: the algorithm's defaults where the file says nothing of the task.
+    """The same of one of our algorithms, checked.
 
     Raises:
         ValueError: the algorithm has no presets.
         TypeError: the file names an option that the algorithm does not have.
     """
-    content = _read(algorithm)
-    options: dict[str, Any] = {**content["defaults"], **content["tasks"].get(task, {})}
-    return make_config(find_algorithm(algorithm)[1], None, options)
+    return make_config(find_algorithm(algorithm)[1], None, options(algorithm, task))
 
 
 def _read(algorithm: str) -> dict[str, Any]:
