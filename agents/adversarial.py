@@ -25,6 +25,10 @@ class DiscriminatorCallback(BaseCallback):
     The corpus is the references of the environment's split. Each sample of the policy is set against a reference of
     the same prompt, so that there is nothing to learn from prompts alone.
 
+    It keeps nothing itself. ``agent.save`` writes the discriminator too, with its optimiser and its replay; loaded into
+    an environment whose reward is a discriminator of the same shape, with a callback of the same options, the agent
+    goes on as if it had never stopped.
+
     Args:
         discriminator: the reward of the agent's environment, or a part of it.
         steps: optimiser steps after each rollout.
@@ -52,7 +56,6 @@ class DiscriminatorCallback(BaseCallback):
         self.warmup_steps = warmup_steps
         self.warmup_episodes = warmup_episodes
         self.seed = seed
-        self._generator = np.random.default_rng(seed)
 
     def _on_training_start(self) -> None:
         agent: Any = self.model
@@ -61,10 +64,7 @@ class DiscriminatorCallback(BaseCallback):
             raise ValueError("the environment is not one of ours: its prompts and references are not known")
         self._corpus = corpus(mdp)
         if self.warmup_steps and not self.discriminator.steps:
-            episodes = self.warmup_episodes
-            collector = collector_on(agent, mdp, episodes, self.seed)
-            indices = self._generator.integers(len(mdp.prompts), size=episodes).tolist()
-            played = collector.collect(episodes, prompt_indices=indices)
+            played = collector_on(agent, mdp, self.warmup_episodes, self.seed).collect(self.warmup_episodes)
             assert played is not None  # nobody abandons it
             self._fit(played, self.warmup_steps)
 
@@ -87,13 +87,11 @@ class DiscriminatorCallback(BaseCallback):
 
     def _fit(self, played: Trajectories, steps: int) -> dict[str, float]:
         prompts = [info["prompt_index"] for info in played.infos]
-        real = [self._draw(prompt) for prompt in prompts]
+        # From the steps so far: a resumed run, which knows them, draws what an uninterrupted one does.
+        rng = np.random.default_rng([self.seed, self.discriminator.steps])
+        real = [self._corpus[prompt][rng.integers(len(self._corpus[prompt]))] for prompt in prompts]
         fake = [(self._corpus[p][0][0], c.token_ids) for p, c in zip(prompts, played.completions, strict=True)]
         return self.discriminator.fit(real, fake, steps)
-
-    def _draw(self, prompt: int) -> Tokens:
-        texts = self._corpus[prompt]
-        return texts[int(self._generator.integers(len(texts)))]
 
 
 def corpus(mdp: TextMDP) -> list[list[Tokens]]:

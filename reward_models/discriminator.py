@@ -27,6 +27,7 @@ causal discriminator this is) pays for length as well.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from reward_models.composite import Composable
 from textgen_env.lookup import did_you_mean
+from textgen_env.reward import RewardError
 from textgen_env.tokenizer import TextTokenizer
 
 Form: TypeAlias = Literal["logit", "log_real", "minus_log_fake"]
@@ -278,10 +280,44 @@ class Discriminator(Composable):
 
     # ---------------------------------------------------------------- on disk
 
+    def state(self) -> dict[str, Any]:
+        """All it has learned and learns with (optimiser, replay, generator): what an agent saves with itself."""
+        buffer = io.BytesIO()
+        torch.save([self.model.state_dict(), self.optimizer.state_dict()], buffer)
+        return {
+            "weights": buffer.getvalue(),
+            "replay": self.replay.state(),
+            "generator": self._generator.bit_generator.state,
+            "centre": self.centre,
+            "steps": self.steps,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`, bit for bit on the same device.
+
+        Raises:
+            RewardError: it is that of another reward, or of a discriminator with another model; nothing is changed.
+        """
+        if state.keys() != {"weights", "replay", "generator", "centre", "steps"}:
+            raise RewardError(f"the saved state is not one of '{self.name}': make the environment with the same reward")
+        model, optimizer = torch.load(io.BytesIO(state["weights"]), map_location=self.device, weights_only=True)
+        shapes, own = (
+            {name: tuple(weight.shape) for name, weight in weights.items()}
+            for weights in (model, self.model.state_dict())
+        )
+        if shapes != own:
+            raise RewardError(f"the saved state of '{self.name}' has weights of other shapes: make it with that model")
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        self.replay.load_state(state["replay"])
+        self._generator.bit_generator.state = state["generator"]
+        self.centre, self.steps = state["centre"], state["steps"]
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face causal-LM folder, with the options and the centre beside the weights.
 
-        The optimiser and the replay are not kept: what is loaded scores alike, and begins both anew.
+        The optimiser and the replay are not kept: what is loaded scores alike, and begins both anew. An agent that
+        is saved keeps all (`state`).
         """
         self.model.save_pretrained(folder)
         kept = {"config": asdict(self.config), "centre": self.centre, "steps": self.steps, "name": self.name}
@@ -339,6 +375,15 @@ class Replay:
                 self.items.append(item)
             elif (place := int(self._generator.integers(self.seen))) < self.size:
                 self.items[place] = item
+
+    def state(self) -> dict[str, Any]:
+        """The items, and what decides which of them stay."""
+        return {"items": list(self.items), "seen": self.seen, "generator": self._generator.bit_generator.state}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.items, self.seen = list(state["items"]), state["seen"]
+        self._generator.bit_generator.state = state["generator"]
 
     def draw(self, count: int, generator: np.random.Generator) -> list[Tokens]:
         """Draw items with replacement."""

@@ -91,7 +91,8 @@ class Reward:
 
     Args:
         function: a callable in the ``RewardFunction`` convention, plain or ``async``. Its attributes ``name``,
-            ``kind`` and ``bounds`` are read where it has them.
+            ``kind`` and ``bounds`` are read where it has them; one that learns has methods ``state`` and
+            ``load_state`` like those here.
         name: replaces the function's own name (``.name``, ``__name__`` or the class name in lower case).
 
     Attributes:
@@ -163,7 +164,7 @@ class Reward:
 
     def state(self) -> dict[str, Any]:
         """What training has taught it, as plain data: an agent saves it, and `load_state` goes on from there."""
-        return {}
+        return dict(_attribute(self.function, "state")()) if self._learns_by_itself else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a `state`.
@@ -171,8 +172,14 @@ class Reward:
         Raises:
             RewardError: it is that of a reward made otherwise.
         """
-        if state:
+        if self._learns_by_itself:
+            _attribute(self.function, "load_state")(state)
+        elif state:
             raise RewardError(f"reward '{self.name}' learns nothing, but the state {_shorten(state)} was saved of it")
+
+    @property
+    def _learns_by_itself(self) -> bool:
+        return all(callable(_attribute(self.function, method)) for method in ("state", "load_state"))
 
     def renamed(self, name: str) -> Reward:
         """The same reward under another name."""

@@ -50,9 +50,10 @@ def divergence(agent):
     return total / len(mdp.prompts)
 
 
-def learn(agent, judge, tokens=64 * 3 * 30, **options):
+def learn(agent, judge, tokens=64 * 3 * 30, reset=True, **options):
     callback = DiscriminatorCallback(judge, **{"warmup_steps": 60, "warmup_episodes": 512, **options})
-    agent.learn(tokens, callback=callback, log_interval=100)  # more than there are rollouts: the log is kept
+    # log_interval: more than there are rollouts, so that the log is kept
+    agent.learn(tokens, callback=callback, log_interval=100, reset_num_timesteps=reset)
 
 
 def test_it_brings_the_policy_nearer_to_the_corpus():
@@ -117,6 +118,48 @@ def test_a_second_run_does_not_warm_up_again():
     assert judge.steps == 6
     learn(agent, judge, tokens=1, warmup_steps=5, steps=1)
     assert judge.steps == 7
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, PPO])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(algorithm, tmp_path):
+    rollout = 64 * 3
+
+    def weights(agent, judge):
+        values = [*agent.policy.state_dict().values(), *judge.model.state_dict().values()]
+        return torch.cat([value.flatten() for value in values])
+
+    steady = {"kl_coef_per_sequence": 0.02, "learning_rate_schedule": "constant"}  # a shorter total is no steeper
+    whole, whole_judge = make(algorithm, **steady)
+    learn(whole, whole_judge, tokens=4 * rollout, warmup_steps=5)
+
+    cut, cut_judge = make(algorithm, **steady)
+    learn(cut, cut_judge, tokens=2 * rollout, warmup_steps=5)
+    cut.save(tmp_path / "agent.zip")
+
+    def resumed(forget):
+        other, judge = make(algorithm)
+        agent = algorithm.load(tmp_path / "agent.zip", env=TextGenVectorEnv(32, mdp=other._mdp), device="cpu")
+        assert (judge.steps, len(judge.replay)) == (cut_judge.steps, len(cut_judge.replay))
+        forget(judge)
+        learn(agent, judge, tokens=2 * rollout, warmup_steps=5, reset=False)
+        return weights(agent, judge)
+
+    expected = weights(whole, whole_judge)
+    assert torch.equal(resumed(lambda judge: None), expected)
+    # Must fail: the weights alone do not make it the same run.
+    assert not torch.equal(resumed(lambda judge: judge.replay.items.clear()), expected)
+    assert not torch.equal(resumed(lambda judge: judge.optimizer.state.clear()), expected)
+
+
+def test_an_agent_saved_with_another_discriminator_starts_afresh_and_says_so(tmp_path):
+    agent, judge = make()
+    learn(agent, judge, tokens=1, warmup_steps=5, steps=1)
+    agent.save(tmp_path / "agent.zip")
+    tokenizer, task = judge.tokenizer, agent._mdp.task
+    other = Discriminator(tokenizer, small_gpt2(tokenizer, positions=5, width=8, layers=1, heads=2), device="cpu")
+    with pytest.warns(UserWarning, match=r"not restored: .* weights of other shapes"):
+        REINFORCE.load(tmp_path / "agent.zip", env=TextGenVectorEnv(32, mdp=TextMDP(task, other, tokenizer)))
+    assert other.steps == 0
 
 
 def test_the_corpus_is_cut_as_an_episode_is():
