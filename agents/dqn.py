@@ -1,4 +1,4 @@
-"""Deep Q-learning on tokens: double, duelling, with Peng's Q(λ) and a replay of whole episodes."""
+"""Deep Q-learning on tokens, greedy or KL-regularised, with Q(λ) targets and a replay of whole episodes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from agents.advantages import masked_mean
 from agents.config import AlgorithmConfig, option
+from agents.kl import kl_metrics
+from agents.policy import TextPolicy
 from agents.q_learning import QLearner, QLearningConfig
-from agents.q_policy import actions_of, spread
-from agents.q_targets import next_values, peng_q_lambda, td_loss
+from agents.q_policy import PolicyWithTarget, QPolicy, actions_of, spread
+from agents.q_targets import next_values, peng_q_lambda, soft_q_lambda, td_loss
+from agents.reference import frozen_copy
 from agents.replay import ReplayBuffer
 from agents.rollout import ActionRule, sample_actions
 from agents.shaping import shaped_rewards
@@ -26,7 +30,12 @@ class DQNConfig(QLearningConfig):
     """DQN's options. Every episode has its ε, uniform in [0, 2 · mean], so that some are near greedy."""
 
     episodes_per_rollout: int = option(64, "episodes started, and played to their end, before each set of updates")
-    q_lambda: float = option(0.8, "λ of Peng's Q(λ): 0 suits dense rewards, 1 is Monte Carlo")
+    q_lambda: float = option(0.8, "λ of the Q(λ) targets: 0 suits dense rewards, 1 is Monte Carlo")
+    kl_coef_per_sequence: float = option(
+        0.0,
+        "reward units charged a nat of a completion's KL from the reference: above 0 the Q-learning is soft, the "
+        "policy starts as the language model, and samples are its exploration (no ε, no beta)",
+    )
     epsilon_start: float = option(0.5, "mean ε of an episode at the start")
     epsilon_end: float = option(0.02, "mean ε of an episode after epsilon_fraction of the run")
     epsilon_fraction: float = option(0.5, "part of the run over which ε falls")
@@ -53,6 +62,10 @@ class DQNConfig(QLearningConfig):
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.kl_coef_per_sequence < 0:
+            raise ValueError("a negative kl_coef_per_sequence would pay the policy for leaving the reference")
+        if self.kl_coef_per_sequence and self.q_heads != 1:
+            raise ValueError("with kl_coef_per_sequence the language model's own head is Q: leave q_heads at 1")
         if self.learning_starts > self.replay_episodes:
             raise ValueError(
                 f"learning_starts={self.learning_starts} is never reached: the replay holds {self.replay_episodes}"
@@ -64,10 +77,18 @@ class DQN(QLearner):
 
     Double (van Hasselt et al. 2016): the network selects the best next action, its slow copy evaluates it. Duelling
     heads (Wang et al. 2016). It acts greedily but for its exploration; ``generate`` and ``evaluate`` sample from
-    ``softmax(β Q)``.
+    ``softmax(β Q)``. The language model's own distribution plays no part: a random token is as likely as any other.
+    Where the vocabulary is large, give it demonstrations or an environment with action masks.
 
-    The language model's own distribution plays no part: a random token is as likely as any other. Where the
-    vocabulary is large, give it demonstrations or an environment with action masks.
+    With ``kl_coef_per_sequence`` β above 0 it maximises ``E[r] − β KL(π‖π_0)`` instead, π_0 the policy as it was
+    (`refresh_reference`), and the language model itself is what learns:
+
+        ``V(s) = β log Σ_a π_0(a|s) exp(Q(s, a) / β)``,  ``π(a|s) = π_0(a|s) exp((Q(s, a) − V(s)) / β)``
+
+    (G-learning, Fox et al. 2016; path consistency, Nachum et al. 2017). Read the other way round,
+    ``Q(s, a) = V(s) + β log(π(a|s) / π_0(a|s))``: π is the language model's head, V the value head, and the first
+    equation holds by itself, π summing to 1 (Rafailov et al. 2024, "From r to Q*"). One forward of one model acts,
+    and what it learns is a language model again. It acts by drawing from π.
     """
 
     config_class: ClassVar[type[AlgorithmConfig]] = DQNConfig
@@ -77,6 +98,34 @@ class DQN(QLearner):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.replay = ReplayBuffer(self.config.replay_episodes)
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether it is KL-regularised."""
+        return self.config.kl_coef_per_sequence > 0
+
+    def _make_policy(self, model: PreTrainedModel, vocab_size: int) -> PolicyWithTarget:
+        if not self.is_soft:
+            return super()._make_policy(model, vocab_size)
+        config = self.config
+        policy = PolicyWithTarget(
+            model,
+            vocab_size,
+            temperature=config.temperature,
+            precision=config.precision,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        policy.add_target()
+        return policy
+
+    def _make_reference(self) -> TextPolicy | None:
+        if not self.is_soft:
+            return None
+        target, self.policy.target = self.policy.target, None
+        try:
+            return frozen_copy(self.policy)
+        finally:
+            self.policy.target = target
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, tensors = super()._get_torch_save_params()
@@ -95,7 +144,9 @@ class DQN(QLearner):
         fallen = 1.0 if elapsed >= config.epsilon_fraction else elapsed / config.epsilon_fraction
         return config.epsilon_start + fallen * (config.epsilon_end - config.epsilon_start)
 
-    def _action_rule(self, num_episodes: int) -> ActionRule:
+    def _action_rule(self, num_episodes: int) -> ActionRule | None:
+        if self.is_soft:
+            return None
         self.logger.record("exploration/epsilon", self.epsilon)
         return epsilon_greedy(self.epsilon, num_episodes, self.collector.generator)
 
@@ -104,6 +155,11 @@ class DQN(QLearner):
     def train(self, trajectories: Trajectories) -> None:
         """Put the episodes into the replay and learn from batches of it."""
         config, replay = self.config, self.replay
+        if self.reference is not None:
+            reference_BT, _ = self.rescore(self.reference, trajectories)
+            log_ratio_BT = trajectories.log_probs_BT - reference_BT
+            for name, value in kl_metrics(log_ratio_BT, trajectories.action_mask_BT).items():
+                self.logger.record(name, value)
         replay.add(trajectories.replace(rewards_BT=shaped_rewards(trajectories, config)))
         self.logger.record("replay/episodes", len(replay))
         self.logger.record("replay/successes", len(replay.success_rows))
@@ -123,15 +179,50 @@ class DQN(QLearner):
     def losses(self, part: Trajectories, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The Huber loss of the taken actions' Q against their Q(λ) targets."""
         mask_BT = part.action_mask_BT
-        hidden_NH, _ = self.policy.read(part)
-        q_KBT = spread(self.policy.q_heads.taken(hidden_NH, actions_of(part)), mask_BT)
-        targets_BT = self.targets(part, hidden_NH)
+        q_KBT, targets_BT = self._soft(part) if self.is_soft else self._greedy(part)
         loss = td_loss(q_KBT, targets_BT, mask_BT, huber_delta=self.config.huber_delta, count=count)
         return loss, {
             "loss/td": loss,
             "q/mean": masked_mean(q_KBT.mean(0), mask_BT, count=count),
             "q/target_mean": masked_mean(targets_BT, mask_BT, count=count),
         }
+
+    def _greedy(self, part: Trajectories) -> tuple[Tensor, Tensor]:
+        """Q of the taken actions by K heads, (K, B, T), and what it is fitted to."""
+        assert isinstance(self.policy, QPolicy)
+        hidden_NH, _ = self.policy.read(part)
+        q_KBT = spread(self.policy.q_heads.taken(hidden_NH, actions_of(part)), part.action_mask_BT)
+        return q_KBT, self.targets(part, hidden_NH)
+
+    def _soft(self, part: Trajectories) -> tuple[Tensor, Tensor]:
+        """The same with K = 1, KL-regularised."""
+        assert self.reference is not None
+        with torch.no_grad():
+            prior_BT, _, _ = self.reference.score(part, with_entropy=False)
+        log_probs_BT, values_BT, _ = self.policy.score(part, with_entropy=False)
+        q_BT = values_BT + self.config.kl_coef_per_sequence * (log_probs_BT - prior_BT)
+        return q_BT[None], self.soft_targets(part, prior_BT)
+
+    @torch.no_grad()
+    def soft_targets(self, part: Trajectories, prior_BT: Tensor) -> Tensor:
+        """``targets_BT``: `soft_q_lambda` on the slow copy's V and π.
+
+        Args:
+            part: the episodes.
+            prior_BT: log π_0 of their actions.
+        """
+        assert self.policy.target is not None
+        mask_BT, config = part.action_mask_BT, self.config
+        log_probs_BT, values_BT, _ = self.policy.target.score(part, with_entropy=False)
+        return soft_q_lambda(
+            part.rewards_BT,
+            log_probs_BT - prior_BT,
+            next_values(values_BT, mask_BT, part.bootstrap_values_B),
+            mask_BT,
+            kl_coef=config.kl_coef_per_sequence,
+            gamma=config.gamma,
+            lam=config.q_lambda,
+        )
 
     @torch.no_grad()
     def targets(self, part: Trajectories, hidden_NH: Tensor) -> Tensor:
@@ -144,6 +235,7 @@ class DQN(QLearner):
             part: the episodes.
             hidden_NH: the network's own `QPolicy.read` of them.
         """
+        assert isinstance(self.policy, QPolicy)
         assert self.policy.target is not None
         mask_BT = part.action_mask_BT
         allowed_NV = None if part.allowed_BTV is None else part.allowed_BTV[mask_BT]

@@ -18,6 +18,8 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from agents.advantages import masked_mean
+
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 
 
@@ -51,6 +53,20 @@ def penalised_rewards(
     Summed over an episode the charge is β times the sequence's KL in nats: that is the unit of β.
     """
     return (rewards_BT - coef_per_sequence * ESTIMATORS[estimator](log_ratio_BT.detach())) * mask_BT
+
+
+def kl_metrics(log_ratio_BT: Tensor, mask_BT: Tensor) -> dict[str, float]:
+    """What is logged of a rollout's KL, nats a completion and nats a token.
+
+    Args:
+        log_ratio_BT: log π − log π_ref of the actions, drawn from π; 0 outside the mask.
+        mask_BT: True where an action was taken.
+    """
+    return {
+        "kl/per_sequence": float(log_ratio_BT.sum(-1).mean()),
+        "kl/per_token": float(masked_mean(log_ratio_BT, mask_BT)),
+        "kl/k3_per_token": float(masked_mean(k3(log_ratio_BT), mask_BT)),
+    }
 
 
 @dataclass

@@ -13,7 +13,7 @@ from agents.config import AlgorithmConfig, option
 from agents.logged_rollouts import FromLoggedEpisodes
 from agents.policy import chosen
 from agents.q_learning import QLearner, QLearningConfig
-from agents.q_policy import actions_of, spread
+from agents.q_policy import QPolicy, actions_of, spread
 from agents.q_targets import expectile_loss, next_values, peng_q_lambda, td_loss
 from agents.shaping import shaped_rewards
 from agents.trajectories import Trajectories
@@ -54,6 +54,7 @@ class ILQL(FromLoggedEpisodes, QLearner):
 
     config_class: ClassVar[type[AlgorithmConfig]] = ILQLConfig
     config: ILQLConfig
+    policy: QPolicy
     has_prior = True
 
     def train(self, trajectories: Trajectories) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.advantages import explained_variance, gae, leave_one_out, masked_mean, whiten
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, check_choice, option
-from agents.kl import ESTIMATORS, KLController, KLEstimator, k3, penalised_rewards
+from agents.kl import ESTIMATORS, KLController, KLEstimator, k3, kl_metrics, penalised_rewards
 from agents.losses import value_loss
 from agents.policy import TextPolicy
 from agents.shaping import shaped_rewards, to_unit_variance
@@ -143,12 +143,11 @@ class PolicyGradient(TextAlgorithm):
         return penalised_rewards(rewards_BT, log_ratio_BT, coef, trajectories.action_mask_BT, estimator)
 
     def _log_and_steer_kl(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> None:
-        kl = float(log_ratio_BT.sum(-1).mean())
-        self.logger.record("kl/per_sequence", kl)
-        self.logger.record("kl/per_token", float(masked_mean(log_ratio_BT, mask_BT)))
-        self.logger.record("kl/k3_per_token", float(masked_mean(k3(log_ratio_BT), mask_BT)))
+        metrics = kl_metrics(log_ratio_BT, mask_BT)
+        for name, value in metrics.items():
+            self.logger.record(name, value)
         self.logger.record("kl/coef_per_sequence", self.kl_controller.coef)
-        self.kl_controller.update(kl, len(mask_BT))
+        self.kl_controller.update(metrics["kl/per_sequence"], len(mask_BT))
 
     def accumulate_gradients(self, batch: Batch, rows: Tensor) -> dict[str, float]:
         """Add the gradients of some episodes, in micro-batches; the sum does not depend on how it is split.

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, option
 from agents.policy import TextPolicy
-from agents.q_policy import QPolicy
+from agents.q_policy import PolicyWithTarget, QPolicy
 from agents.trajectories import Trajectories
 
 
@@ -39,11 +39,11 @@ class QLearner(TextAlgorithm):
 
     config_class: ClassVar[type[AlgorithmConfig]] = QLearningConfig
     config: QLearningConfig
-    policy: QPolicy
+    policy: PolicyWithTarget
     has_prior: ClassVar[bool] = False
     """Whether the language model's own distribution takes part in acting."""
 
-    def _make_policy(self, model: PreTrainedModel, vocab_size: int) -> TextPolicy:
+    def _make_policy(self, model: PreTrainedModel, vocab_size: int) -> PolicyWithTarget:
         config = self.config
         return QPolicy(
             model,
@@ -61,8 +61,8 @@ class QLearner(TextAlgorithm):
 
     def refresh_reference(self) -> None:
         """Let the slow copy start from the policy as it is now (after a supervised warm start, say)."""
-        super().refresh_reference()
         self.policy.update_target(1.0)
+        super().refresh_reference()
 
     def losses(self, part: Trajectories, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of some episodes, with gradients, and what to log of it: sums over tokens divided by ``count``."""

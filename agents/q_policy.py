@@ -66,14 +66,44 @@ class DuellingHeads(nn.Module):
         return weight.unflatten(0, (self.count, -1)), bias.unflatten(0, (self.count, -1))
 
 
-class QPolicy(TextPolicy):
+class PolicyWithTarget(TextPolicy):
+    """A policy with a second copy of its weights, ``target``, that follows slowly (`update_target`).
+
+    It costs the weights' memory once more, but no gradients and no optimiser state.
+
+    Args:
+        model: the causal LM.
+        vocab_size: number of actions.
+        **kwargs: see `TextPolicy`.
+    """
+
+    target: PolicyWithTarget | None
+    """None before `add_target`, and in the copy."""
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(model, vocab_size, **kwargs)
+        self.target = None
+
+    def add_target(self) -> None:
+        """Make the slow copy: of the weights as they are now."""
+        target = copy.deepcopy(self)
+        target.requires_grad_(False)
+        self.target = target
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """``θ' ← (1 − τ) θ' + τ θ`` (Polyak averaging; Lillicrap et al. 2016); τ = 1 copies."""
+        assert self.target is not None
+        slow = dict(self.target.named_parameters())
+        own = [parameter for name, parameter in self.named_parameters() if name in slow]
+        polyak_update(own, slow.values(), tau)
+
+
+class QPolicy(PolicyWithTarget):
     """Acts by ``softmax(β (Q − V))``, or with a prior by ``softmax(log π_β + β (Q − V))`` (Snell et al. 2023).
 
     π_β is the language model itself. Greedy decoding takes the best Q, or the best of that sum. V is the highest Q, or
-    with a prior the value head; it cancels in the softmax and keeps the logits small.
-
-    A second copy of model and heads, ``target``, follows slowly (`update_target`). It costs the weights' memory once
-    more, but no gradients and no optimiser state.
+    with a prior the value head; it cancels in the softmax and keeps the logits small. The slow copy has Q heads too.
 
     Args:
         model: the causal LM.
@@ -103,10 +133,7 @@ class QPolicy(TextPolicy):
         self.prior = prior
         weight = self.value_head.weight
         self.q_heads = DuellingHeads(weight.shape[1], vocab_size, num_heads).to(weight).eval()
-        self.target = None
-        target = copy.deepcopy(self)
-        target.requires_grad_(False)
-        self.target = target
+        self.add_target()
 
     def heads(self, hidden_NH: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """From the chosen places' hidden states and LM logits to the logits that act, (N, V), and V (N,)."""
@@ -129,15 +156,6 @@ class QPolicy(TextPolicy):
         return self.features(
             places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask
         )
-
-    @torch.no_grad()
-    def update_target(self, tau: float) -> None:
-        """``θ' ← (1 − τ) θ' + τ θ`` (Polyak averaging; Lillicrap et al. 2016); τ = 1 copies."""
-        assert self.target is not None
-        networks = (self.model, self.value_head, self.q_heads)
-        slow = (self.target.model, self.target.value_head, self.target.q_heads)
-        for network, copy_of_it in zip(networks, slow, strict=True):
-            polyak_update(network.parameters(), copy_of_it.parameters(), tau)
 
 
 def actions_of(episodes: Trajectories) -> Tensor:

@@ -55,6 +55,43 @@ def peng_q_lambda(rewards_BT: Tensor, next_values_BT: Tensor, mask_BT: Tensor, *
     return targets_BT
 
 
+def soft_q_lambda(
+    rewards_BT: Tensor,
+    log_ratios_BT: Tensor,
+    next_values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    kl_coef: float,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """Q(λ) targets of KL-regularised Q-learning, of which every intermediate action has paid for its KL.
+
+    ``G_t = r_t + γ [(1 − λ) V(s_{t+1}) + λ (G_{t+1} − β d_{t+1})]`` with ``d_t = log π(a_t|s_t) − log π_0(a_t|s_t)``,
+    and ``G = r + γ · next value`` at the last action. λ = 0 is G-learning (Fox et al. 2016), λ = 1 the path consistency
+    of Nachum et al. (2017) to the end of the episode, with the prior π_0 in place of a uniform one.
+
+    Where ``π(a|s) = π_0(a|s) exp((Q(s, a) − V(s)) / β)`` and ``V(s) = β log Σ_a π_0(a|s) exp(Q(s, a) / β)``,
+    ``G_{t+1} − β d_{t+1} = V(s_{t+1}) + G_{t+1} − Q(s_{t+1}, a_{t+1})``: at the optimum that is V(s_{t+1}), whatever
+    the action. So the optimum is a fixed point for every λ and any behaviour, unlike that of `peng_q_lambda`.
+
+    Args:
+        rewards_BT: reward of each action.
+        log_ratios_BT: d, without gradient.
+        next_values_BT: V of the prefix that each action leads to, without gradient (`next_values`).
+        mask_BT: True where an action was taken; each row a run of True from step 0.
+        kl_coef: β, reward units a nat.
+        gamma: discount.
+        lam: λ.
+
+    Returns:
+        ``targets_BT``, 0 outside the mask.
+    """
+    charges_BT = torch.where(mask_BT, kl_coef * log_ratios_BT, 0.0)
+    # G − βd, which has paid for its own action too, follows the recursion of Peng's targets.
+    return charges_BT + peng_q_lambda(rewards_BT - charges_BT, next_values_BT, mask_BT, gamma=gamma, lam=lam)
+
+
 def td_loss(
     q_KBT: Tensor, targets_BT: Tensor, mask_BT: Tensor, *, huber_delta: float | None, count: int | None = None
 ) -> Tensor:
