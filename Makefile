@@ -34,10 +34,10 @@ format: setup    ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup     ## throughput and learning figures, written to benchmarks/results (long)
-	$(BIN)/python -m benchmarks.throughput --json benchmarks/results/throughput.json
+bench: setup     ## speed and learning figures, written to benchmarks/results (hours; goes on where it stopped)
+	$(BIN)/python -m benchmarks throughput --json benchmarks/results/throughput.json
 	$(BIN)/python -m benchmarks.learning news_summary --json benchmarks/results/news_summary.json
-	$(BIN)/python -m benchmarks.suite run --output benchmarks/results/suite.jsonl
+	$(BIN)/python -m benchmarks run --output benchmarks/results/ladder.jsonl
 
 clean:           ## remove the environment and what tools left behind
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

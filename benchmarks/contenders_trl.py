@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from agents.policy import TextPolicy
@@ -70,6 +70,7 @@ class TRL(Contender):
         policy = TextPolicy(model, start.mdp.tokenizer.vocab_size)
         progress = _Progress(scorer, watch, policy)
         with tempfile.TemporaryDirectory() as folder, _quietly():
+            set_seed(start.seed)  # the trainers draw from the global generators, as their users seed them
             trainer = self.trainer(start, model, scorer, _common(folder, start) | self.options(start.setup))
             trainer.add_callback(progress)
             with watch, contextlib.suppress(_BudgetSpent):

@@ -29,8 +29,8 @@ from benchmarks.trial import Job, run
 from benchmarks.workers import ProcessDied, cores, side_by_side
 from textgen_env.tasks.ladder import LADDER, RECOGNISABLE
 
-RESULTS = Path(__file__).parent / "results" / "ladder.jsonl"
-"""The runs of record, which say what a run costs."""
+RESULTS = Path(__file__).parent / "results"
+"""Where the runs of record are, ``ladder*.jsonl``: they say what a run costs."""
 QUICK: Mapping[str, Any] = {"tasks": ["Reverse", "DelayedBit"], "algos": ["ppo", "dqn"], "seeds": 3, "budget": 0.5}
 """A ladder for a coffee break: at most 10 minutes on two cores."""
 _DEFAULTS: Mapping[str, Any] = {"tasks": ["ladder"], "algos": ["all"], "seeds": 5, "budget": 1.0}
@@ -104,7 +104,7 @@ def is_done(job: Job, lines: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def make_runs(
-    jobs: Sequence[Job], output: Path, workers: int, costs: Costs, runner: Runner = side_by_side
+    jobs: Sequence[Job], output: Path, workers: int, costs: Costs, runner: Runner
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Make the runs, each line written as it comes; yields it with how far that is ("3/10, about 4 min left")."""
     with tempfile.TemporaryDirectory() as cache:
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
-    costs = Costs([*read(RESULTS), *lines])
+    costs = Costs([*(line for path in sorted(RESULTS.glob("ladder*.jsonl")) for line in read(path)), *lines])
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them in {args.output} already", flush=True)
     if missing:
         print(f"{costs.stated(missing)}; {args.workers} at a time", flush=True)
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bar = tqdm(total=len(missing), disable=not sys.stderr.isatty(), unit="run", bar_format="{l_bar}{bar}| {desc}")
     try:
         with bar:
-            for line, progress in make_runs(missing, args.output, args.workers, costs):
+            for line, progress in make_runs(missing, args.output, args.workers, costs, side_by_side):
                 failed += "error" in line
                 bar.set_description_str(progress, refresh=False)
                 bar.update()
