@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.q_targets import expectile_loss, next_values, peng_q_lambda, td_loss
+from agents.q_targets import expectile_loss, next_values, peng_q_lambda, soft_q_lambda, td_loss
 from tests.agents.test_losses import COMPLETIONS, DEPTH, EOS
 
 GAMMA = 0.9
+BETA = 0.7
+"""The price of a nat."""
 
 
 def ragged(seed=0, lengths=(4, 1, 6, 3)):
@@ -53,6 +55,23 @@ def test_what_lies_beyond_the_end_does_not_matter():
     rewards[~mask], values[~mask] = 100.0, -100.0
     disturbed = peng_q_lambda(rewards, next_values(values, mask, bootstrap), mask, gamma=GAMMA, lam=0.7)
     assert torch.equal(disturbed, expected)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_soft_targets_by_recursion(lam):
+    rewards, values, bootstrap, mask = ragged()
+    ratios = torch.randn(mask.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    ratios[~mask] = torch.nan
+    after = next_values(values, mask, bootstrap)
+    targets = soft_q_lambda(rewards, ratios, after, mask, kl_coef=BETA, gamma=GAMMA, lam=lam)
+    for row, length in enumerate(mask.sum(-1).tolist()):
+        expected = float(rewards[row, length - 1] + GAMMA * bootstrap[row])
+        assert float(targets[row, length - 1]) == pytest.approx(expected, abs=1e-12)
+        for t in reversed(range(length - 1)):
+            later = expected - BETA * float(ratios[row, t + 1])
+            expected = float(rewards[row, t]) + GAMMA * ((1 - lam) * float(values[row, t + 1]) + lam * later)
+            assert float(targets[row, t]) == pytest.approx(expected, abs=1e-12)
+    assert not targets[~mask].any()
 
 
 # --- value iteration --------------------------------------------------------------------------------------
@@ -131,6 +150,85 @@ def test_greedy_data_give_the_optimal_q_at_any_lambda(lam):
         targets = peng_q_lambda(tree.rewards, after, tree.mask, gamma=GAMMA, lam=lam)
         target = float(targets[0, len(state)])
         assert target == pytest.approx(float(exact[STATES.index(state), action]), abs=1e-6)
+
+
+# --- the same, KL-regularised -----------------------------------------------------------------------------
+
+PRIOR = torch.randn(len(STATES), 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64).log_softmax(-1)
+"""log π_0."""
+
+
+def soft_value(q, log_prior):
+    """``β log Σ_a π_0(a|s) exp(Q(s, a) / β)``."""
+    return BETA * (log_prior + q / BETA).logsumexp(-1)
+
+
+def soft_best(tree, log_prior):
+    """Exact soft Q* of every prefix, by recursion."""
+
+    def q(state):
+        values = []
+        for action in range(3):
+            child = (*state, action)
+            over = action == EOS or len(child) == DEPTH
+            after = 0.0 if over else GAMMA * float(soft_value(q(child), log_prior[STATES.index(child)]))
+            values.append(tree.pay[child] + after)
+        return torch.tensor(values, dtype=torch.float64)
+
+    return torch.stack([q(state) for state in STATES])
+
+
+def soft_iteration(tree, lam, sweeps, charge=1.0, value=soft_value):
+    """Sweeps of the library's targets over every transition, π and V those of the table before the sweep."""
+    table = torch.zeros(len(STATES), 3, dtype=torch.float64)
+    for _ in range(sweeps):
+        values = value(table, PRIOR)
+        ratios = (table - values[:, None]) / BETA
+        after = next_values(values[tree.places[0]], tree.mask)
+        taken = charge * ratios[tree.places[0], tree.places[1]]
+        targets = soft_q_lambda(tree.rewards, taken, after, tree.mask, kl_coef=BETA, gamma=GAMMA, lam=lam)
+        table[tree.places[0][tree.mask], tree.places[1][tree.mask]] = targets[tree.mask]
+    return table
+
+
+def test_the_soft_optimum_is_that_of_whole_completions():
+    """At γ = 1: ``V*(prompt) = β log Σ_y π_0(y) exp(r(y) / β)``, over all 31 of them."""
+    tree = Tree()
+    log_prior = torch.where(tree.mask, PRIOR[tree.places[0], tree.places[1]], 0.0).sum(-1)
+    gamma_one = torch.zeros(len(STATES), 3, dtype=torch.float64)
+    for _ in range(DEPTH):
+        after = next_values(soft_value(gamma_one, PRIOR)[tree.places[0]], tree.mask)
+        none = torch.zeros_like(after)
+        targets = soft_q_lambda(tree.rewards, none, after, tree.mask, kl_coef=BETA, gamma=1.0, lam=0.0)
+        gamma_one[tree.places[0][tree.mask], tree.places[1][tree.mask]] = targets[tree.mask]
+    expected = BETA * (log_prior + tree.rewards.sum(-1) / BETA).logsumexp(-1)
+    assert float(soft_value(gamma_one, PRIOR)[STATES.index(())]) == pytest.approx(float(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_soft_targets_reach_the_optimum_at_any_lambda_from_exploring_data(lam):
+    """Unlike Peng's: what follows an action is corrected by what its policy would have paid for it."""
+    tree = Tree()
+    exact = soft_best(tree, PRIOR)
+    assert float((soft_iteration(tree, lam, DEPTH) - exact).abs().max()) < 1e-6
+    assert float((soft_iteration(tree, lam, DEPTH - 1) - exact).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("lam", "broken"),
+    [
+        (0.5, {"charge": 0.0}),
+        (1.0, {"charge": 0.0}),
+        (0.5, {"charge": -1.0}),
+        (0.0, {"value": lambda q, log_prior: q.max(-1).values}),
+        (0.0, {"value": lambda q, log_prior: soft_value(q, torch.zeros(()))}),
+    ],
+    ids=["no KL", "no KL, Monte Carlo", "KL paid out", "greedy value", "no prior"],
+)
+def test_without_the_kl_they_do_not(lam, broken):
+    """Must fail, however many the sweeps."""
+    tree = Tree()
+    assert float((soft_iteration(tree, lam, 50, **broken) - soft_best(tree, PRIOR)).abs().max()) > 1e-2
 
 
 # --- losses by hand ---------------------------------------------------------------------------------------

@@ -64,18 +64,20 @@ class MarkovOracle:
         texts: list[list[int]] = np.stack(drawn, axis=-1).tolist()
         return texts
 
-    def expected(self, probs_WWW: Array, values_WWW: Array) -> Array:
+    def expected(self, probs: Array, values: Array) -> Array:
         """Shape (W, W): for every context, the exact expectation of a value summed over a completion's words.
 
         ``v_n(a, b) = Σ_c q(c | a, b) [value(a, b, c) + v_{n−1}(b, c)]``, ``v_0 = 0`` (Bellman 1957).
 
         Args:
-            probs_WWW: the chain q that writes. The oracle's own with −log p gives the entropy; another with
-                log q − log p gives KL(q‖p).
-            values_WWW: the value of each word, finite.
+            probs: the chain q that writes, [W, W, W], or [T, W, W, W] where it depends on the place. The oracle's own
+                with −log p gives the entropy; another with log q − log p gives KL(q‖p).
+            values: the value of each word, finite, in the same shapes.
         """
-        total_WW = np.zeros(values_WWW.shape[:2])
-        for _ in range(self.steps):
+        everywhere = (self.steps, *self.log_probs_WWW.shape)
+        places = zip(np.broadcast_to(probs, everywhere), np.broadcast_to(values, everywhere), strict=True)
+        total_WW = np.zeros(self.log_probs_WWW.shape[:2])
+        for probs_WWW, values_WWW in reversed(list(places)):
             total_WW = (probs_WWW * (values_WWW + total_WW)).sum(-1)
         return total_WW
 
