@@ -89,7 +89,7 @@ def _panel(axes: Any, title: str, series: Sequence[tuple[str, str, str]], rows: 
     axes.set_title(title, loc="left", fontsize=10.5, color=_INK, fontweight="bold")
     axes.set_xlabel("tokens", fontsize=9, color=_FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: _short(tokens)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: short(tokens)))
     axes.tick_params(colors=_FAINT, labelsize=8.5, length=0)
     axes.grid(color=_GRID, lw=0.8)
     axes.set_axisbelow(True)
@@ -107,9 +107,10 @@ def _draw_levels(axes: Any, levels: Mapping[str, Mapping[str, float]]) -> None:
             axes.plot([], [], color=_INK, lw=1.2, ls=style, label=f"{stage} RL, final test")
 
 
-def _short(tokens: float) -> str:
-    """
-    >>> _short(200_000), _short(1_500_000), _short(800)
+def short(tokens: float) -> str:
+    """A number as the label of an axis.
+
+    >>> short(200_000), short(1_500_000), short(800)
     ('200k', '1.5M', '800')
     """
     for size, unit in ((1e6, "M"), (1e3, "k")):

@@ -27,11 +27,20 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A picture in finished HTML, all text in it escaped already: a block, or a cell of a table."""
+
+    html: str
+    words: str = ""
+    """What Markdown says instead, as plain text; nothing if empty."""
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows under a header. The first column names the row, the others hold figures unless ``numeric`` is off."""
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    header: Sequence[str | Drawing]
+    rows: Sequence[Sequence[str | Drawing]]
     numeric: bool = True
 
 
@@ -50,12 +59,25 @@ class Picture:
     caption: str
 
 
-Block: TypeAlias = Heading | Paragraph | Table | Texts | Picture
+@dataclass(frozen=True)
+class Group:
+    """Blocks that belong together. Markdown shows them as they are."""
+
+    blocks: Sequence[Block]
+    style: str = ""
+    """A class of the page's CSS."""
+    anchor: str = ""
+    """What a link inside the page leads to."""
+    summary: str = ""
+    """If given, the page shows this line alone until it is opened."""
+
+
+Block: TypeAlias = Heading | Paragraph | Table | Texts | Picture | Drawing | Group
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """The blocks as GitHub-flavoured Markdown; a picture is a link to its file."""
-    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+    return "\n\n".join(filter(None, map(_markdown, blocks))) + "\n"
 
 
 def _markdown(block: Block) -> str:
@@ -67,11 +89,18 @@ def _markdown(block: Block) -> str:
         return f"![{_plain_markdown(block.caption)}]({block.path.name})"
     if isinstance(block, Table):
         align = ":---" if not block.numeric else "---:"
-        lines = [block.header, [":---", *[align] * (len(block.header) - 1)]]
-        lines[:1] = [[_plain_markdown(cell) for cell in block.header]]
-        lines += [[_plain_markdown(cell) for cell in row] for row in block.rows]
+        head, *rows = [[_plain_markdown(_words(cell)) for cell in row] for row in (block.header, *block.rows)]
+        lines = [head, [":---", *[align] * (len(head) - 1)], *rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if isinstance(block, Drawing):
+        return _plain_markdown(block.words)
+    if isinstance(block, Group):
+        return to_markdown(block.blocks).rstrip("\n")
     return "\n\n".join(f"**{_plain_markdown(label)}**\n\n{_fenced(text)}" for label, text in block.items)
+
+
+def _words(cell: str | Drawing) -> str:
+    return cell.words if isinstance(cell, Drawing) else cell
 
 
 def _plain_markdown(text: str) -> str:
@@ -113,14 +142,31 @@ def html_of(block: Block) -> str:
         caption = html.escape(block.caption)
         return f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     if isinstance(block, Table):
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
-        rows = "\n".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
+        head = "".join(f"<th>{_cell(cell)}</th>" for cell in block.header)
+        rows = "\n".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
         kind = "figures" if block.numeric else "words"
         return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n{rows}\n</table></div>'
+    if isinstance(block, Drawing):
+        return block.html
+    if isinstance(block, Group):
+        return _group(block)
     items = "\n".join(
         f"<dt>{html.escape(label)}</dt><dd>{html.escape(text) or '<i>(empty)</i>'}</dd>" for label, text in block.items
     )
     return f"<dl>{items}</dl>"
+
+
+def _cell(cell: str | Drawing) -> str:
+    return cell.html if isinstance(cell, Drawing) else html.escape(cell)
+
+
+def _group(group: Group) -> str:
+    named = {"class": group.style, "id": group.anchor}
+    attributes = "".join(f' {name}="{html.escape(value)}"' for name, value in named.items() if value)
+    body = "\n".join(html_of(block) for block in group.blocks)
+    if group.summary:
+        return f"<details{attributes}><summary>{html.escape(group.summary)}</summary>\n{body}\n</details>"
+    return f"<section{attributes}>\n{body}\n</section>"
 
 
 _STYLE = """
@@ -143,6 +189,7 @@ th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--line); }
 th, td { padding: .35rem .9rem .35rem 0; vertical-align: top; } tr + tr td { border-top: 1px solid var(--hair); }
 .figures th + th, .figures td + td { text-align: right; white-space: nowrap; padding-right: 0; padding-left: .9rem; }
 .words td + td { overflow-wrap: anywhere; color: var(--soft); }
+summary { cursor: pointer; color: var(--soft); }
 dl { margin: 0 0 1rem; border-left: 3px solid var(--line); padding-left: 1rem; }
 dt { font-size: .8rem; color: var(--faint); margin-top: .6rem; } dd { margin: 0; white-space: pre-wrap;
      overflow-wrap: anywhere; }
