@@ -31,15 +31,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from agents import REINFORCE, REINFORCEConfig, SupervisedConfig, small_gpt2, supervised_fit
 from agents.adversarial import DiscriminatorCallback, corpus
-from agents.evaluation import collector_on, on_split
-from agents.policy import TextPolicy
+from agents.evaluation import on_split
 from benchmarks.learning import over_seeds
+from benchmarks.markov import divergence, next_word, written
 from benchmarks.measure import circumstances
 from reward_models.discriminator import Discriminator, DiscriminatorConfig
 from textgen_env import TextGenVectorEnv, TextMDP, TextTokenizer
@@ -57,7 +55,6 @@ AGENT = REINFORCEConfig(
     kl_coef_per_sequence=0.05,
 )
 DISCRIMINATOR = DiscriminatorConfig(learning_rate=5e-3, weight_decay=0.01, batch_size=64)
-_FIRST_WORD = 2
 
 
 @dataclass(frozen=True)
@@ -76,30 +73,16 @@ class Figures:
     """Share of the completions that differ from all others of their prompt."""
 
 
-@torch.no_grad()
-def next_word(policy: TextPolicy, input_ids_BS: Tensor, oracle: MarkovOracle) -> tuple[Tensor, Tensor]:
-    """log q and log p of every word at every place of B texts, (B, T, W) each. Prompts are two words."""
-    batch, width = input_ids_BS.shape
-    positions = torch.arange(width).expand(batch, -1)
-    select = (torch.arange(batch)[:, None] * width + torch.arange(1, width - 1)).flatten()
-    logits_NV, _ = policy(input_ids_BS, positions, select)
-    log_q = torch.log_softmax(logits_NV[:, _FIRST_WORD:].double(), -1).reshape(batch, width - 2, -1)
-    words = (input_ids_BS - _FIRST_WORD).numpy()
-    return log_q, torch.from_numpy(oracle.log_probs_WWW[words[:, :-2], words[:, 1:-1]])
-
-
 def measure(agent: REINFORCE, mdp: TextMDP, oracle: MarkovOracle, *, samples: int, seed: int = 1) -> Figures:
     """The figures of an agent at its temperature, on the prompts of ``mdp``."""
-    prompts = (np.arange(samples) % len(mdp.prompts)).tolist()
-    played = collector_on(agent, mdp, samples, seed).collect(samples, prompt_indices=prompts)
-    assert played is not None  # nobody abandons it
-    log_q, log_p = next_word(agent.policy, played.input_ids_BS, oracle)
-    kl_q_p = float((log_q.exp() * (log_q - log_p)).sum((1, 2)).mean())
+    texts = written(agent, mdp, samples, seed)
+    log_q, log_p = next_word(agent.policy, texts, oracle.log_probs_WWW)
+    kl_q_p = float(divergence(log_q, log_p).mean())
     entropy = float(-(log_q.exp() * log_q).sum((1, 2)).mean())
-    real = torch.tensor([[*prompt, *completion] for texts in corpus(mdp) for prompt, completion in texts])
-    log_q, log_p = next_word(agent.policy, real, oracle)
-    kl_p_q = float((log_p.exp() * (log_p - log_q)).sum((1, 2)).mean())
-    distinct = len({tuple(ids) for ids in played.input_ids_BS.tolist()}) / samples
+    real = torch.tensor([[*prompt, *completion] for pairs in corpus(mdp) for prompt, completion in pairs])
+    log_q, log_p = next_word(agent.policy, real, oracle.log_probs_WWW)
+    kl_p_q = float(divergence(log_p, log_q).mean())
+    distinct = len({tuple(ids) for ids in texts.tolist()}) / samples
     return Figures(kl_q_p, kl_p_q, kl_q_p + entropy, entropy, distinct)
 
 

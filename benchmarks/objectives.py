@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import numpy as np
+
 from agents.base import TextAlgorithm
 from agents.evaluation import evaluate
+from benchmarks.markov import divergence, next_word, written
 from textgen_env import TextMDP
+from textgen_env.tasks.markov import FIRST_WORD_ID
+from textgen_env.tasks.steer_kl import Steering, WordValues
+
+_TEXTS_PER_PROMPT = 32
 
 Objective: TypeAlias = Callable[[TextAlgorithm, TextMDP], float]
 
@@ -17,5 +24,41 @@ def greedy_return(agent: TextAlgorithm, mdp: TextMDP) -> float:
     return evaluate(agent, mdp, num_prompts=len(mdp.prompts), greedy=True).mean
 
 
-OBJECTIVES: Mapping[str, Objective] = {"return": greedy_return}
+def regularised_return(agent: TextAlgorithm, mdp: TextMDP) -> float:
+    """SteerKL's ``J(π) = E_π[r] − β KL(π‖p)`` of the agent's samples, the chain p known.
+
+    Measured as ``J* − β KL(π‖π*)``, which is the same (see `textgen_env.tasks.steer_kl`). The KL is exact at every
+    place of the sampled texts; that these are a sample matters the less, the nearer the policy is to the optimum.
+
+    Raises:
+        ValueError: the task is not SteerKL.
+    """
+    steering = _steering(mdp)
+    texts = written(agent, mdp, _TEXTS_PER_PROMPT * len(mdp.prompts), seed=0)
+    log_q, log_best = next_word(agent.policy, texts, steering.log_policy_TWWW)
+    return optimal_regularised_return(mdp) - steering.beta * float(divergence(log_q, log_best).mean())
+
+
+def optimal_regularised_return(mdp: TextMDP) -> float:
+    """J*, its mean over the prompts of ``mdp``.
+
+    Raises:
+        ValueError: the task is not SteerKL.
+    """
+    contexts = np.array([prompt.metadata["context_ids"] for prompt in mdp.prompts]) - FIRST_WORD_ID
+    return float(_steering(mdp).optimum_WW[tuple(contexts.T)].mean())
+
+
+def _steering(mdp: TextMDP) -> Steering:
+    if not isinstance(mdp.task.reward, WordValues):
+        raise ValueError(f"'regularised_return' is measured on SteerKL, whose prior is known, not on '{mdp.task.name}'")
+    return mdp.task.reward.steering
+
+
+OBJECTIVES: Mapping[str, Objective] = {"return": greedy_return, "regularised_return": regularised_return}
 """By the name that `Setup.objective` has."""
+OPTIMA: Mapping[str, Callable[[TextMDP], float]] = {
+    "return": TextMDP.optimal_return,
+    "regularised_return": optimal_regularised_return,
+}
+"""The best there is of each."""
