@@ -21,6 +21,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     },
     "textgen_env/Reverse-v0": {"task": "textgen_env.tasks:reverse"},
     "textgen_env/DelayedBit-v0": {"task": "textgen_env.tasks:delayed_bit"},
+    "textgen_env/SteerKL-v0": {"task": "textgen_env.tasks:steer_kl"},
     "textgen_env/MatchCorpus-v0": {"task": "textgen_env.tasks:match_corpus"},
 }
 """Id -> keyword arguments. Strings and numbers only, so that ``spec.to_json()`` works and ``make`` copies nothing."""

@@ -6,5 +6,6 @@ from textgen_env.tasks.loading import resolve_task
 from textgen_env.tasks.match_corpus import match_corpus
 from textgen_env.tasks.news_summary import news_summary
 from textgen_env.tasks.reverse import reverse
+from textgen_env.tasks.steer_kl import steer_kl
 
-__all__ = ["TextTask", "delayed_bit", "match_corpus", "news_summary", "resolve_task", "reverse"]
+__all__ = ["TextTask", "delayed_bit", "match_corpus", "news_summary", "resolve_task", "reverse", "steer_kl"]

@@ -64,7 +64,7 @@ def steer_kl(
     words: int = 16,
     steps: int = 10,
     positive: int = 4,
-    texts_per_prompt: int = 256,
+    texts_per_prompt: int = 128,
     sharpness: float = 1.0,
     beta: float = 0.5,
     seed: int = 0,
@@ -211,15 +211,15 @@ def repeat_the_first_word(prompt: Prompt, steps: int = 10) -> str:
 
 
 RUNG = Rung(
-    random=-7.2941,
-    supervised=-5.3582,
-    optimum=3.1592,
+    random=-7.3114,
+    supervised=-5.4551,
+    optimum=3.1264,
     hack=Hack(
         "repeats one positive word, as a policy does that is not charged for leaving the prior",
         answer=repeat_the_first_word,
         naive=WordValues(Steering()),
         naive_score=10.0,
         robust=RegularisedValues(Steering()),
-        robust_score=-6.9,
+        robust_score=-6.9180,
     ),
 )
