@@ -45,8 +45,9 @@ def optimal_regularised_return(mdp: TextMDP) -> float:
     Raises:
         ValueError: the task is not SteerKL.
     """
+    optimum_WW = _steering(mdp).optimum_WW
     contexts = np.array([prompt.metadata["context_ids"] for prompt in mdp.prompts]) - FIRST_WORD_ID
-    return float(_steering(mdp).optimum_WW[tuple(contexts.T)].mean())
+    return float(optimum_WW[tuple(contexts.T)].mean())
 
 
 def _steering(mdp: TextMDP) -> Steering:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from textgen_env.tasks import steer_kl
 from textgen_env.tasks.rung import Rung
 
-LADDER: Mapping[str, Rung] = {}
+LADDER: Mapping[str, Rung] = {
+    "SteerKL": steer_kl.RUNG,
+}
 """Id without package and version ("Reverse") -> what is known of the task at its default arguments."""
 
 RECOGNISABLE: Mapping[str, Rung] = {}
