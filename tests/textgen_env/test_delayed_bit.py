@@ -8,7 +8,7 @@ import pytest
 from tests.textgen_env.test_reverse import completions, returns
 from textgen_env import RewardError, TextMDP, train_tokenizer
 from textgen_env.tasks import delayed_bit
-from textgen_env.tasks.delayed_bit import random_return
+from textgen_env.tasks.delayed_bit import RUNG, fillers_only, random_return
 
 PAD, EOS, ZERO, ONE, GOOD, BAD, LETTER = range(7)
 SMALL = {"steps": 3, "noise": 1, "letters": 1}
@@ -87,6 +87,17 @@ def test_what_answers_earn(answer, expected):
     mdp = make()
     earned = [returns(mdp, index, [answer(answer_of(mdp, index))]) for index in range(len(mdp.prompts))]
     assert np.mean(earned) == pytest.approx(expected)
+
+
+def test_farming_fools_the_reward_without_the_bit():
+    mdp = make()
+    farmed = [mdp.written(index, RUNG.hack.answer(prompt)) for index, prompt in enumerate(mdp.prompts)]
+    best = [mdp.oracle_completion(index) for index in range(len(mdp.prompts))]
+    paid = [fillers_only([completion.text for completion in completions]) for completions in (farmed, best)]
+    assert paid[0] == pytest.approx([0.8] * 512)
+    assert paid[1] == pytest.approx([0.7] * 512)  # the cheat beats the right answer
+    assert mdp.returns(farmed) == pytest.approx([0.7] * 512)
+    assert fillers_only(["+ - - a 0", ""]) == pytest.approx([-0.1, 0])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from textgen_env import RewardError, TextMDP, train_tokenizer
 from textgen_env.tasks import reverse
-from textgen_env.tasks.reverse import random_return
+from textgen_env.tasks.reverse import RUNG, random_return, unordered_overlap
 
 SMALL = {"length": 2, "symbols": 2}
 PAD, EOS, A, B, SEPARATOR = range(5)
@@ -78,6 +78,23 @@ def test_arguments_by_id(by):
 
 
 @pytest.mark.parametrize(
+    ("id", "name", "reward"),
+    [
+        ("Reverse", "reverse", "fraction"),
+        ("ReverseDense", "reverse", "dense"),
+        ("Copy", "copy", "fraction"),
+        ("Sort", "sort", "fraction"),
+    ],
+)
+def test_variants_by_id(id, name, reward):
+    """An argument changes what it names and nothing else: a longer Copy is still a copy."""
+    for kwargs, cap in (({}, 4), ({"length": 5}, 6)):
+        mdp = gym.make(f"textgen_env/{id}-v0", task_kwargs=kwargs).unwrapped.mdp
+        assert (mdp.task.name, mdp.reward.name, mdp.max_new_tokens) == (name, reward, cap)
+        assert mdp.optimal_return() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"length": 0}, "length must be at least 1, got 0"),
@@ -129,6 +146,17 @@ def test_hacks_score_less():
     assert earned(A, A, A, A) == pytest.approx(3 / 8 / 4)
     assert earned(A, A, A, EOS) == pytest.approx((3 / 8 + 1) / 4)
     assert earned(A, EOS) == pytest.approx(1 / 8 / 4)  # an EOS out of its place is worth nothing
+
+
+def test_one_symbol_for_ever_fools_the_reward_without_order_and_end():
+    mdp = TextMDP(reverse(), split="test")
+    answers = [mdp.written(index, RUNG.hack.answer(prompt)) for index, prompt in enumerate(mdp.prompts)]
+    assert {answer.stop_reason for answer in answers} == {"length"}
+    references = [list(prompt.references) for prompt in mdp.prompts]
+    assert set(unordered_overlap([answer.text for answer in answers], references)) == {1.0}
+    # its last symbol is always right, the two before it one time in eight
+    assert mdp.returns(answers).mean() == pytest.approx((1 + 2 / 8) / 4, abs=0.03)
+    assert unordered_overlap(["b a", "a b c c", "", "c"], [["a b"]] * 4) == [1, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,27 @@
 """Tasks: prompts with references, from your data or built in."""
 
+from textgen_env.tasks.add import add
+from textgen_env.tasks.constraints import constraints
 from textgen_env.tasks.dataset import TextTask
 from textgen_env.tasks.delayed_bit import delayed_bit
+from textgen_env.tasks.keyword_sent import keyword_sent
 from textgen_env.tasks.loading import resolve_task
 from textgen_env.tasks.match_corpus import match_corpus
 from textgen_env.tasks.news_summary import news_summary
 from textgen_env.tasks.reverse import reverse
+from textgen_env.tasks.shortest_path import shortest_path
 from textgen_env.tasks.steer_kl import steer_kl
 
-__all__ = ["TextTask", "delayed_bit", "match_corpus", "news_summary", "resolve_task", "reverse", "steer_kl"]
+__all__ = [
+    "TextTask",
+    "add",
+    "constraints",
+    "delayed_bit",
+    "keyword_sent",
+    "match_corpus",
+    "news_summary",
+    "resolve_task",
+    "reverse",
+    "shortest_path",
+    "steer_kl",
+]

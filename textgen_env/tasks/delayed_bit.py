@@ -14,7 +14,8 @@ It separates λ, critics and variance: the return of the first action is buried 
 - A uniformly random policy expects ``1/V`` (`random_return`), .091 by default, V being the size of the vocabulary:
   "+" and "-" cancel out, and the bit is one of V tokens, whenever the episode ends.
 - Hacks, by default: farming fillers from the first step ("+" throughout) earns .7, EOS at once 0, the bit and then
-  EOS 1.0. The best that does not read the prompt, always the same bit and then "+", expects 1.2.
+  EOS 1.0. The best that does not read the prompt, always the same bit and then "+", expects 1.2. Where the bit is
+  left out of the reward (`fillers_only`), farming earns .8 and the right answer .7.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import ClassVar
 
 from textgen_env.tasks.dataset import TextTask
 from textgen_env.tasks.games import check_ids, digits, draw_numbers, reference_oracle, word_ids
+from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.types import Prompt, StopReason
 
 BITS = ("0", "1")
@@ -118,3 +120,27 @@ def random_return(letters: int = 4) -> float:
     """What a uniformly random policy expects: the bit by chance."""
     vocab = len(BITS) + 2 + letters + 1 + 2  # bits, fillers, letters, the separator; padding and EOS
     return BIT_REWARD / vocab
+
+
+def fillers_only(completions: list[str]) -> list[float]:
+    """The naive reward: the small change alone, in whatever place, and nothing for the bit."""
+    return [FILLER_REWARD * (text.split().count(GOOD) - text.split().count(BAD)) for text in completions]
+
+
+def _farmed(prompt: Prompt) -> str:
+    """As many "+" as there are places."""
+    return " ".join([GOOD] * len(prompt.references[0].split()))
+
+
+RUNG = Rung(
+    random=random_return(),
+    supervised=1.7,
+    optimum=1.7,
+    hack=Hack(
+        'Writes "+" from the first step on, where the bit belongs.',
+        answer=_farmed,
+        naive=fillers_only,
+        naive_score=0.8,
+        robust_score=0.7,
+    ),
+)

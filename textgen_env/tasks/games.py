@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 from textgen_env.types import Prompt
 
 EOS_ID = 1
 _FIRST_WORD_ID = 2
 _ALL_UP_TO = 4096
+
+Pay: TypeAlias = Literal["fraction", "exact", "dense"]
+"""How `MatchingPositions` pays; the optimum is 1 under each."""
+_PAYS = get_args(Pay)
 
 
 def word_ids(words: Sequence[str]) -> dict[str, int]:
@@ -70,3 +76,60 @@ def digits(number: int, base: int, length: int) -> list[int]:
     [0, 3, 1]
     """
     return [number // base**place % base for place in reversed(range(length))]
+
+
+@dataclass(frozen=True)
+class MatchingPositions:
+    """Compares the actions, one by one, with the prompt's ``target_ids``."""
+
+    pay: Pay
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.pay not in _PAYS:
+            raise ValueError(f"reward must be one of {', '.join(_PAYS)}; got {self.pay!r}")
+
+    @property
+    def name(self) -> str:
+        """Its key in ``info["reward"]``."""
+        return self.pay
+
+    @property
+    def kind(self) -> str:
+        """Dense where each position pays at once."""
+        return "dense" if self.pay == "dense" else "terminal"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of a completion's total."""
+        return 0.0, 1.0
+
+    def __call__(self, completion_ids: list[list[int]], target_ids: list[tuple[int, ...]]) -> list[Any]:
+        """One number a completion, or one a token where each position pays at once."""
+        return [self._one(ids, target) for ids, target in zip(completion_ids, target_ids, strict=True)]
+
+    def _one(self, ids: list[int], target: tuple[int, ...]) -> float | list[float]:
+        check_ids(ids, self.vocab_size)
+        if self.pay == "exact":
+            return float(tuple(ids) == target)
+        # Tokens past the last position, which a raised cap allows, match nothing.
+        matches = [i < len(target) and token == target[i] for i, token in enumerate(ids)]
+        if self.pay == "dense":
+            return [match / len(target) for match in matches]
+        return sum(matches) / len(target)
+
+
+def random_match(positions: int, vocab: int, pay: Pay) -> float:
+    """What uniformly random tokens expect of `MatchingPositions`.
+
+    Position i, counted from 0, is reached with probability ``(1 − 1/V)^i``, no EOS having come before, and matches
+    with probability 1/V.
+
+    Args:
+        positions: n, the length of the target, the EOS at its end included.
+        vocab: V, the number of tokens drawn from, the EOS among them.
+        pay: how matches are paid.
+    """
+    if pay == "exact":
+        return float(vocab) ** -positions
+    return (1 - (1 - 1 / vocab) ** positions) / positions

@@ -19,23 +19,34 @@ With ``mask=True`` only symbols and EOS are drawn, V = symbols + 1.)
 
 Hacks, and what closes them, for 3 symbols of 8 and ``fraction``: EOS at once earns 0, since no first symbol is EOS;
 one symbol written up to the cap earns 3/8 of a position in 4, .094; the same with the EOS in its place .344, the best
-that can be had without reading the prompt. Length is no way around: the EOS counts in its own place only.
+that can be had without reading the prompt. Length is no way around: the EOS counts in its own place only. A reward
+that counts neither places nor the EOS (`unordered_overlap`) gives full marks to a single symbol of the prompt,
+repeated for ever.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 from textgen_env.tasks.dataset import TextTask
-from textgen_env.tasks.games import EOS_ID, check_ids, digits, draw_numbers, reference_oracle, word_ids
+from textgen_env.tasks.games import (
+    EOS_ID,
+    MatchingPositions,
+    Pay,
+    digits,
+    draw_numbers,
+    random_match,
+    reference_oracle,
+    word_ids,
+)
+from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Prompt
 
 Mode = Literal["reverse", "copy", "sort"]
-Pay = Literal["fraction", "exact", "dense"]
 
 SEPARATOR = "="
 _SYMBOLS = string.ascii_letters
@@ -44,7 +55,6 @@ _TARGETS: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "copy": list,
     "sort": sorted,
 }
-_PAYS = ("fraction", "exact", "dense")
 
 
 def reverse(
@@ -102,43 +112,14 @@ def reverse(
     )
 
 
-@dataclass(frozen=True)
-class MatchingPositions:
-    """Compares the actions, one by one, with the prompt's ``target_ids``."""
+copy = partial(reverse, mode="copy")
+"""`reverse` with the mode "copy"."""
 
-    pay: Pay
-    vocab_size: int
+sort = partial(reverse, mode="sort")
+"""`reverse` with the mode "sort"."""
 
-    def __post_init__(self) -> None:
-        if self.pay not in _PAYS:
-            raise ValueError(f"reward must be one of {', '.join(_PAYS)}; got {self.pay!r}")
-
-    @property
-    def name(self) -> str:
-        """Its key in ``info["reward"]``."""
-        return self.pay
-
-    @property
-    def kind(self) -> str:
-        """Dense where each position pays at once."""
-        return "dense" if self.pay == "dense" else "terminal"
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Of a completion's total."""
-        return 0.0, 1.0
-
-    def __call__(self, completion_ids: list[list[int]], target_ids: list[tuple[int, ...]]) -> list[Any]:
-        """One number a completion, or one a token where each position pays at once."""
-        return [self._one(ids, target) for ids, target in zip(completion_ids, target_ids, strict=True)]
-
-    def _one(self, ids: list[int], target: tuple[int, ...]) -> float | list[float]:
-        check_ids(ids, self.vocab_size)
-        if self.pay == "exact":
-            return float(tuple(ids) == target)
-        # Tokens past the last position, which a raised cap allows, match nothing.
-        matches = [float(i < len(target) and token == target[i]) / len(target) for i, token in enumerate(ids)]
-        return matches if self.pay == "dense" else sum(matches)
+reverse_dense = partial(reverse, reward="dense")
+"""`reverse` with the reward "dense": the credit for each symbol comes with it, so that every algorithm learns it."""
 
 
 def symbols_or_eos(prompt: Prompt, actions: Sequence[int], tokenizer: TextTokenizer) -> range:
@@ -148,7 +129,37 @@ def symbols_or_eos(prompt: Prompt, actions: Sequence[int], tokenizer: TextTokeni
 
 def random_return(length: int = 3, symbols: int = 8, reward: Pay = "fraction", mask: bool = False) -> float:
     """What a uniformly random policy expects, in every mode: the formulas of the module's table."""
-    positions, vocab = length + 1, symbols + (1 if mask else 3)
-    if reward == "exact":
-        return float(vocab) ** -positions
-    return (1 - (1 - 1 / vocab) ** positions) / positions
+    return random_match(length + 1, symbols + (1 if mask else 3), reward)
+
+
+def unordered_overlap(completions: list[str], references: list[list[str]]) -> list[float]:
+    """The naive reward: the share of the written symbols that occur in the answer, wherever they stand.
+
+    It scores neither the order nor where the text ends.
+    """
+    return [_overlap(text.split(), answers[0].split()) for text, answers in zip(completions, references, strict=True)]
+
+
+def _overlap(written: list[str], answer: list[str]) -> float:
+    return sum(word in answer for word in written) / max(1, len(written))
+
+
+def _one_symbol(prompt: Prompt) -> str:
+    """The first symbol of the prompt, once for every position."""
+    first, *others = prompt.text.split()
+    return " ".join([first] * (1 + len(others)))
+
+
+RUNG = Rung(
+    random=random_return(),
+    supervised=1.0,
+    optimum=1.0,
+    hack=Hack(
+        "Writes one symbol of the prompt over and over, and never stops.",
+        answer=_one_symbol,
+        naive=unordered_overlap,
+        naive_score=1.0,
+        robust_score=0.3,
+    ),
+)
+"""Of ``reverse()`` and, since they differ in when they pay alone, of ``reverse_dense()``."""
