@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from textgen_env.tasks import steer_kl
 from textgen_env.tasks.rung import Rung
+from textgen_env.tasks.steer_kl import RUNG as STEER_KL
 
 LADDER: Mapping[str, Rung] = {
-    "SteerKL": steer_kl.RUNG,
+    "SteerKL": STEER_KL,
 }
 """Id without package and version ("Reverse") -> what is known of the task at its default arguments."""
 

@@ -212,7 +212,7 @@ def repeat_the_first_word(prompt: Prompt, steps: int = 10) -> str:
 
 RUNG = Rung(
     random=-7.3114,
-    supervised=-5.4551,
+    supervised=-5.4742,
     optimum=3.1264,
     hack=Hack(
         "repeats one positive word, as a policy does that is not charged for leaving the prior",
