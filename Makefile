@@ -3,7 +3,7 @@ BIN := .venv/bin
 # One thread on purpose: on a busy machine a small model runs many times slower with more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench results clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -34,10 +34,16 @@ format: setup    ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+LADDER = benchmarks/results/ladder.jsonl.gz
+
 bench: setup     ## speed and learning figures, written to benchmarks/results (hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks throughput --json benchmarks/results/throughput.json
 	$(BIN)/python -m benchmarks.learning news_summary --json benchmarks/results/news_summary.json
-	$(BIN)/python -m benchmarks run --output benchmarks/results/ladder.jsonl
+	$(BIN)/python -m benchmarks run --output runs/ladder.jsonl
+	$(BIN)/python -m benchmarks report runs/ladder.jsonl --compact $(LADDER) --readme README.md
+
+results: setup   ## renew the README's table of results from the runs of record
+	$(BIN)/python -m benchmarks report $(LADDER) --readme README.md
 
 clean:           ## remove the environment and what tools left behind
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

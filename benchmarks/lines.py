@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, in order; none where there is no file yet.
+    """The lines of a file, in order, unpacked if its name ends in ``.gz``; none where there is no file yet.
 
     What stands behind the last line break is a line that a killed run did not finish, unless it is whole: it is left
     out here and cut off by the next `append`.
 
     Raises:
-        ValueError: another line is no JSON; the message names it.
+        ValueError: another line is no JSON, or the file cannot be unpacked; the message names it.
     """
     if not path.exists():
         return []
-    whole, _, tail = path.read_bytes().rpartition(b"\n")
+    whole, _, tail = _content(path).rpartition(b"\n")
     lines = []
     for number, line in enumerate(whole.split(b"\n"), 1):
         if line:
@@ -38,6 +39,14 @@ def append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    try:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}") from error
 
 
 def _mend(path: Path) -> None:

@@ -30,7 +30,7 @@ from benchmarks.workers import ProcessDied, cores, side_by_side
 from textgen_env.tasks.ladder import LADDER, RECOGNISABLE
 
 RESULTS = Path(__file__).parent / "results"
-"""Where the runs of record are, ``ladder*.jsonl``: they say what a run costs."""
+"""Where the runs of record are, ``ladder*.jsonl`` or packed: they say what a run costs."""
 QUICK: Mapping[str, Any] = {"tasks": ["Reverse", "DelayedBit"], "algos": ["ppo", "dqn"], "seeds": 3, "budget": 0.5}
 """A ladder for a coffee break: at most 10 minutes on two cores."""
 _DEFAULTS: Mapping[str, Any] = {"tasks": ["ladder"], "algos": ["all"], "seeds": 5, "budget": 1.0}
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
-    costs = Costs([*(line for path in sorted(RESULTS.glob("ladder*.jsonl")) for line in read(path)), *lines])
+    costs = Costs([*(line for path in sorted(RESULTS.glob("ladder*.jsonl*")) for line in read(path)), *lines])
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them in {args.output} already", flush=True)
     if missing:
         print(f"{costs.stated(missing)}; {args.workers} at a time", flush=True)
