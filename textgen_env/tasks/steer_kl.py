@@ -212,8 +212,8 @@ def repeat_the_first_word(prompt: Prompt, steps: int = 10) -> str:
 
 RUNG = Rung(
     random=-7.3114,
-    supervised=-5.4742,
-    optimum=3.1264,
+    supervised=-5.4045,
+    optimum=3.1263633,
     hack=Hack(
         "repeats one positive word, as a policy does that is not charged for leaving the prior",
         answer=repeat_the_first_word,
