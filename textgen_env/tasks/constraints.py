@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 from textgen_env.lookup import did_you_mean
 from textgen_env.tasks.dataset import TextTask
 from textgen_env.tasks.games import draw_numbers, reference_oracle
+from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.types import Prompt
 
 Pay = Literal["fraction", "all"]
@@ -39,8 +40,8 @@ BLANK = ";"
 
 
 def constraints(
-    words: int = 6,
-    longest: int = 5,
+    words: int = 5,
+    longest: int = 4,
     fewest: int = 2,
     most: int = 4,
     reward: Pay = "fraction",
@@ -61,7 +62,7 @@ def constraints(
         aligned: every kind has its places in the prompt, blank where it is not asked for. Without, the demands stand
             close, and are found by their names alone: much harder for a small transformer.
         num_prompts: distinct prompts, drawn with ``seed``. Default: all, or 4096 where there are more. There are
-            3,750 by default.
+            1,640 by default.
         seed: seeds the draws.
 
     The metadata of a prompt are its ``constraints``, such as ``("LEN 4", "START c")``.
@@ -194,3 +195,21 @@ def meets(words: Sequence[str], kind: str, value: str) -> bool:
     if kind == "END":
         return words[-1:] == [value]
     return (value in words) == (kind == "CONTAINS")
+
+
+def _every_word(prompt: Prompt) -> str:
+    return "a b c d e"
+
+
+RUNG = Rung(
+    random=0.26,
+    supervised=0.0,
+    optimum=1.0,
+    hack=Hack(
+        "Writes every word there is, so that whatever has to be in the answer is.",
+        _every_word,
+        naive=ConstraintsMet(kinds=("CONTAINS",)),
+        naive_score=1.0,
+        robust_score=0.2648,
+    ),
+)

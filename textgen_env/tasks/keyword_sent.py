@@ -31,6 +31,7 @@ from typing import ClassVar
 
 from textgen_env.tasks.dataset import TextTask
 from textgen_env.tasks.games import EOS_ID, draw_numbers, word_ids
+from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Prompt
 
@@ -90,7 +91,7 @@ def keyword_sent(
     The metadata of a prompt are its ``keywords``.
 
     >>> keyword_sent().prompts()[0].text
-    'old big red ='
+    'old big happy ='
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
@@ -200,3 +201,21 @@ class GrammarMask:
         ids = word_ids(self.vocabulary)
         allowed = [ids[word] for word in self.vocabulary if (*written, *classes_of([word])) in _BEGINNINGS]
         return [EOS_ID, *allowed] if written in _COUNTS or not allowed else allowed
+
+
+def _list(prompt: Prompt) -> str:
+    return " ".join(prompt.metadata["keywords"])
+
+
+RUNG = Rung(
+    random=-0.0991,
+    supervised=0.0,
+    optimum=0.9411,
+    hack=Hack(
+        "Writes the keywords and nothing else: there is no sentence in it.",
+        _list,
+        naive=KeywordSentence(gate=False),
+        naive_score=0.97,
+        robust_score=-0.03,
+    ),
+)
