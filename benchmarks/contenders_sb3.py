@@ -70,7 +70,8 @@ def make_ppo(start: Start, options: dict[str, Any]) -> PPO:
     agent = PPO(
         "MultiInputPolicy",
         TextVecEnv(env),
-        learning_rate=lambda remaining: rate * scheduled(schedule, remaining),
+        # The last rollout runs over the total, where what SB3 says is left is below 0.
+        learning_rate=lambda remaining: rate * scheduled(schedule, max(0.0, remaining)),
         policy_kwargs={
             "features_extractor_class": LastToken,
             "features_extractor_kwargs": {"config": model.config},

@@ -47,7 +47,8 @@ class Costs:
         unknown = dict.fromkeys(f"{job.task} {job.contender}" for job in jobs if self.of(job) is None)
         if not known:
             return "estimated cost: unknown (none of these was run before)"
-        said = f"estimated cost: {sum(known) / 60:.0f} CPU minutes"
+        minutes = sum(known) / 60
+        said = f"estimated cost: {minutes:.0f} CPU minutes" if minutes >= 1 else "estimated cost: under a CPU minute"
         if not unknown:
             return said
         return f"{said} for {len(known)} of {len(jobs)} runs; unknown: {', '.join(unknown)}"
