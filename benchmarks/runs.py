@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import records
 from benchmarks.contenders import contenders, find_contender
 from benchmarks.costs import Costs
 from benchmarks.lines import append, read
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
-    costs = Costs([*(line for path in sorted(RESULTS.glob("ladder*.jsonl*")) for line in read(path)), *lines])
+    costs = Costs([*records.read(sorted(RESULTS.glob("ladder*.jsonl*"))), *lines])
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them in {args.output} already", flush=True)
     if missing:
         print(f"{costs.stated(missing)}; {args.workers} at a time", flush=True)
