@@ -110,7 +110,7 @@ def _group_trainer(
 ) -> Any:
     from datasets import Dataset
 
-    prompts = [{"prompt": prompt.text, "index": index} for index, prompt in enumerate(start.mdp.prompts)]
+    prompts = [{"prompt": text, "index": index} for index, text in enumerate(prompt_texts(start.mdp))]
     batch = options["per_device_train_batch_size"]
     return kind(
         model=model,
@@ -123,6 +123,23 @@ def _group_trainer(
         processing_class=copy.deepcopy(start.mdp.tokenizer.hf),
         optimizers=_optimiser(model, options["learning_rate"], scorer, start.tokens),
     )
+
+
+def prompt_texts(mdp: TextMDP) -> list[str]:
+    """Texts that TRL tokenises to the environment's prompts, which are cut where they are long.
+
+    Raises:
+        ValueError: there is none for a prompt.
+    """
+    encode, decode = mdp.tokenizer.hf.encode, mdp.tokenizer.hf.decode
+    texts = []
+    for index, prompt in enumerate(mdp.prompts):
+        ids = mdp.prompt_ids(index).tolist()
+        text = prompt.text if encode(prompt.text) == ids else decode(ids)
+        if encode(text) != ids:
+            raise ValueError(f"TRL takes prompts as texts, and none gives the tokens of prompt {prompt.text!r:.80}")
+        texts.append(text)
+    return texts
 
 
 class TRLPPO(TRL):

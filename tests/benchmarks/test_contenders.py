@@ -13,12 +13,13 @@ from agents.policy import TextPolicy
 from benchmarks import contenders_trl, presets, trial
 from benchmarks.contenders import contenders, find_contender
 from benchmarks.contenders_sb3 import as_text_policy, make_ppo
-from benchmarks.contenders_trl import Collator, EnvironmentAsRewardModel, Scorer
+from benchmarks.contenders_trl import Collator, EnvironmentAsRewardModel, Scorer, prompt_texts
 from benchmarks.setups import setup, setups
 from benchmarks.trial import Examinee, Job, best_of, run
 from benchmarks.warm_start import make_start
 from benchmarks.watch import Watch
 from tests.benchmarks.conftest import RUNG
+from textgen_env import TextMDP
 
 LINE = {
     *("task", "contender", "seed", "setup", "preset", "budget", "circumstances", "score", "normalised", "optimum"),
@@ -238,6 +239,17 @@ def test_trls_reward_function_is_the_environments(start):
     assert scorer(completion_ids=answers, index=[0, 1, 2, 3], prompts=None) == [1.0] * 4
     assert scorer(completion_ids=answers, index=[1, 2, 3, 0]) != [1.0] * 4
     assert (scorer.tokens, scorer.episodes) == (2 * 4 * 3, 8)
+
+
+def test_trl_gets_the_prompts_as_the_environment_shows_them(start):
+    mdp = start.mdp
+    assert prompt_texts(mdp) == [prompt.text for prompt in mdp.prompts]
+    short = TextMDP(mdp.task, tokenizer=mdp.tokenizer, max_prompt_tokens=2)
+    with pytest.warns(UserWarning, match="is cut"):
+        texts = prompt_texts(short)
+    assert [mdp.tokenizer.hf.encode(text) for text in texts] == [
+        mdp.prompt_ids(i)[-2:].tolist() for i in range(len(texts))
+    ]
 
 
 def test_trls_ppo_reads_the_environments_score_at_the_last_token(start):
