@@ -24,14 +24,14 @@ from benchmarks.statistics import Array, Estimate
 # all have a contrast of 3 or more with the paper. Contenders of other libraries have their algorithm's colour and
 # broken lines.
 _PALETTE = {
-    "ppo": ("#043e4b", "#83a7ff"),
-    "grpo": ("#e07104", "#e1462b"),
-    "reinforce": ("#067a5a", "#1b7373"),
-    "a2c": ("#d36cab", "#f45bac"),
-    "dqn": ("#4b4b0a", "#e6ea74"),
-    "nlpo": ("#0052ef", "#89eef5"),
-    "ilql": ("#803c97", "#8649df"),
-    "expert_iteration": ("#ad8a50", "#cf9d78"),
+    "ppo": ("#3e3efc", "#0a8fd7"),
+    "grpo": ("#f06651", "#e80f0a"),
+    "reinforce": ("#126c76", "#2df3b7"),
+    "a2c": ("#da6bb6", "#c50079"),
+    "dqn": ("#566408", "#dfcd6b"),
+    "nlpo": ("#2596f2", "#bdcced"),
+    "ilql": ("#9b1ba9", "#981bf5"),
+    "expert_iteration": ("#755142", "#ac7b5e"),
     "supervised": ("#707889", "#98a0b5"),
     "best_of_n": ("#2b303b", "#e4e7ef"),
 }

@@ -9,6 +9,10 @@ from benchmarks.statistics import Estimate
 from benchmarks.wording import NONE, count
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_MORE = """
+Curves, costs, probabilities of improvement and texts, with their intervals, in one page:
+`python -m benchmarks report benchmarks/results/ladder.jsonl.gz --html report.html`. `make results` renews this table.
+"""
 
 
 def readme_table(comparison: Comparison) -> str:
@@ -31,7 +35,7 @@ def readme_table(comparison: Comparison) -> str:
     ]
     if partial := [name for name in names if len(comparison.tasks_of(name)) < len(tasks)]:
         blocks.append(Paragraph(f"Did not play every task: {', '.join(partial)}."))
-    return to_markdown(blocks)
+    return to_markdown(blocks) + _MORE
 
 
 def between_markers(text: str, part: str) -> str:

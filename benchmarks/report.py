@@ -72,7 +72,7 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1.2rem 0; } a {
 .faults, .loud { border: 2px solid #c62828; border-radius: 6px; padding: .3rem 1rem; margin: 1rem 0; }
 .faults h2 { margin-top: .6rem; } .faults h2, .loud p { color: #c62828; font-weight: 700; }
 #separation td:nth-child(2) { white-space: nowrap; }
-.figures td:has(.chance) { padding-left: .3rem; }
+.figures:has(.chance) { width: auto; } .figures td:has(.chance) { padding-left: .3rem; }
 @media (prefers-color-scheme: dark) {
   .faults, .loud { border-color: #ff8a80; } .faults h2, .loud p { color: #ff8a80; }
 }

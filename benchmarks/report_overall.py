@@ -86,7 +86,7 @@ def separation(comparison: Comparison) -> Iterator[Block]:
     for title, measure in _MEASURES.items():
         found = {task: comparison.separated(task, measure) for task in comparison.records.tasks}
         yield Heading(title, level=3)
-        if none := [task for task, pairs in found.items() if not pairs]:
+        if none := [task for task, pairs in found.items() if not pairs and comparison.pairs(task)]:
             yield Group([Paragraph(f"SEPARATES NO PAIR: {', '.join(none)}.")], style="loud")
         yield Table(
             ["task", "pairs", "which"],
@@ -107,6 +107,8 @@ def separation(comparison: Comparison) -> Iterator[Block]:
 
 def _which(separated: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]]) -> str:
     """The separated pairs, or the others where those are fewer."""
+    if not pairs:
+        return NONE
     if len(separated) <= len(pairs) / 2:
         return _listed(separated, " over ") or "NONE"
     told = {frozenset(pair) for pair in separated}

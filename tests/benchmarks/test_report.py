@@ -172,6 +172,9 @@ def test_tasks_that_separate_nobody_are_called_out(text):
     apart = text_of([*cell(0.5, 0.6), *cell(0.1, 0.2, contender="dqn")])
     assert "SEPARATES NO PAIR" not in apart
     assert "Every pair is separated by some task." in apart
+    alone = text_of([*cell(0.5, 0.6), *cell(0.1, 0.2, task="Add", contender="dqn")])
+    assert "SEPARATES NO PAIR" not in alone  # nobody met there
+    assert "| Add | 0 of 0 | – |" in alone
 
 
 def test_a_part_of_the_budget_is_said_so():
