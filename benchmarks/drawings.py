@@ -44,6 +44,8 @@ _AS_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--faint)", _HAIR: "var(--hair)
 }
 _GRID = 40
 """Points at which curves are averaged."""
+_LEAST = 1e-3
+"""Where a logarithmic axis begins at the latest."""
 
 
 def _style() -> str:
@@ -161,14 +163,18 @@ def on_one_grid(
         curves: each a sequence of looks.
         over: their field that is the axis.
         field: the one that is read off.
-        logarithmic: even steps of the axis's logarithm, from the first look above 0 on.
+        logarithmic: even steps of the axis's logarithm, from the second look on: the first is at the start.
 
     Returns:
         The points [G], and what the N curves are there [N, G].
     """
     xs = [[float(point[over]) for point in curve] for curve in curves]
-    first = max(next((at for at in x if at > 0), x[-1]) if logarithmic else x[0] for x in xs)
-    xs_G = (np.geomspace if logarithmic else np.linspace)(first, min(x[-1] for x in xs), _GRID)
+    first, last = max(x[int(logarithmic)] for x in xs), min(x[-1] for x in xs)
+    if logarithmic:
+        first = max(first, _LEAST)
+        xs_G = np.geomspace(first, max(first, last), _GRID)
+    else:
+        xs_G = np.linspace(first, last, _GRID)
     values = [[float(point[field]) for point in curve] for curve in curves]
     return xs_G, np.stack([np.interp(xs_G, x, y) for x, y in zip(xs, values, strict=True)])
 

@@ -143,9 +143,9 @@ def _fault(where: str, run: Run | None) -> Fault | None:
 
 
 def _mixed(runs: Mapping[tuple[str, str], Sequence[Run]]) -> list[Fault]:
-    """What must be equal for runs to be comparable: a task's setup and budget, and a contender's options on it."""
+    """What must be equal for runs to be comparable: a task's setup, budget and scale, a contender's options on it."""
     faults = []
-    for field, per in (("setup", 1), ("budget", 1), ("preset", 2)):
+    for field, per in (("setup", 1), ("budget", 1), ("optimum", 1), ("random", 1), ("preset", 2)):
         values: dict[str, set[str]] = {}
         for cell, mine in runs.items():
             values.setdefault(" · ".join(cell[:per]), set()).update(

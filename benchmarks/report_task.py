@@ -30,16 +30,16 @@ def one_task(comparison: Comparison, task: str, pens: Pens | None, anchor: str) 
     yield from _curves(cells, pens, anchor)
     texts = [block for cell in cells for block in _samples(cell)]
     if texts:
-        yield Group(texts, summary="Texts of the first seeds, greedy, on the test split")
+        yield Group(texts, summary="Texts of the first seeds on the test split")
 
 
 def _rules(run: Run) -> str:
     levels = [f"{name} {number(run[name])}" for name in ("random", "optimum") if run.get(name) is not None]
     setup = run["setup"]
     start = "a supervised warm start" if setup.get("warm_start") else "fresh weights"
+    solved = "" if run["optimum"] is None else f" Solved from {setup['solved']:g} on, normalised."
     return (
-        f"Objective: {setup['objective']}; {', '.join(levels) or 'no known optimum'}. "
-        f"Solved from {setup['solved']:g} on, normalised. "
+        f"Objective: {setup['objective']}; {', '.join(levels) or 'no known optimum'}.{solved} "
         f"{whole(setup['total_tokens'] * run.get('budget', 1.0))} tokens from {start}."
     )
 

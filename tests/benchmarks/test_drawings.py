@@ -89,12 +89,14 @@ def test_curves_are_read_off_at_the_same_points():
     assert values[1] == pytest.approx(np.clip((8 - xs) / 4, 0, 1))
 
 
-def test_on_a_logarithmic_axis_curves_begin_at_the_first_look_above_zero():
-    curves = [looks((0, 0), (1, 1), (100, 1)), looks((0, 0), (2, 1), (100, 1))]
+def test_on_a_logarithmic_axis_curves_begin_at_the_second_look():
+    curves = [looks((0.01, 0), (1, 1), (100, 1)), looks((0, 0), (2, 1), (100, 1))]
     xs, values = on_one_grid(curves, "tokens", "score", logarithmic=True)
     assert (xs[0], xs[-1]) == pytest.approx((2, 100))
     assert np.diff(np.log(xs)) == pytest.approx(np.log(50) / (len(xs) - 1))
     assert values == pytest.approx(1)
+    at_once = on_one_grid([looks((0, 0), (0, 1))], "tokens", "score", logarithmic=True)
+    assert np.isfinite(at_once[0]).all()
 
 
 @pytest.mark.parametrize("over", ["tokens", "cpu_seconds"])

@@ -101,6 +101,8 @@ def test_a_score_that_is_no_number_is_a_failed_run(score):
     [
         ({"budget": 0.5}, "Reverse: its runs differ in their budget"),
         ({"setup": {**line()["setup"], "total_tokens": 99}}, "Reverse: its runs differ in their setup"),
+        ({"optimum": 4.0}, "Reverse: its runs differ in their optimum"),
+        ({"random": 0.0}, "Reverse: its runs differ in their random"),
         ({"preset": {"learning_rate": 9.0}}, "Reverse · ppo: its runs differ in their preset"),
     ],
 )
