@@ -29,7 +29,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.utils import logging
 
 from agents.policy import TextPolicy
@@ -65,14 +71,14 @@ class TRL(Contender):
 
     def learn(self, start: Start, watch: Watch) -> Learned:
         """``trainer.train()``, looked at between its updates."""
-        model = start.model()
         scorer = Scorer(start.mdp)
-        policy = TextPolicy(model, start.mdp.tokenizer.vocab_size)
-        progress = _Progress(scorer, watch, policy)
         with tempfile.TemporaryDirectory() as folder, _quietly():
+            start.model().save_pretrained(folder)  # RLOO and GRPO load their reference by the model's name
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            policy = TextPolicy(model, start.mdp.tokenizer.vocab_size)
             set_seed(start.seed)  # the trainers draw from the global generators, as their users seed them
             trainer = self.trainer(start, model, scorer, _common(folder, start) | self.options(start.setup))
-            trainer.add_callback(progress)
+            trainer.add_callback(_Progress(scorer, watch, policy))
             with watch, contextlib.suppress(_BudgetSpent):
                 trainer.train()
         policy.eval()
@@ -111,13 +117,13 @@ def _group_trainer(
     from datasets import Dataset
 
     prompts = [{"prompt": text, "index": index} for index, text in enumerate(prompt_texts(start.mdp))]
-    batch = options["per_device_train_batch_size"]
     return kind(
         model=model,
         reward_funcs=scorer,
-        # A completion has at least one token: more steps than these are never needed.
         args=config(
-            **options, max_completion_length=start.mdp.max_new_tokens, max_steps=math.ceil(start.tokens / batch) + 1
+            **options,
+            max_completion_length=start.mdp.max_new_tokens,
+            max_steps=start.tokens * options.get("num_iterations", 1),  # more than will be needed
         ),
         train_dataset=Dataset.from_list(prompts),
         processing_class=copy.deepcopy(start.mdp.tokenizer.hf),
@@ -318,9 +324,11 @@ def _quietly() -> Iterator[None]:
     """Without what the trainers print, and without their advice, which is about their own code."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
