@@ -38,6 +38,10 @@ class Learned:
     """Completions that are drawn for each answer; the reward chooses. 1: greedy decoding, no choice."""
 
 
+class CannotTakePart(ValueError):
+    """A contender has nothing to say to a task; the message says why."""
+
+
 class Contender:
     """Base of the contenders."""
 
@@ -53,10 +57,10 @@ class Contender:
         raise NotImplementedError
 
     def check(self, setup: Setup) -> None:
-        """Whether it can take part.
+        """Whether it can take part, with options that have a meaning (see `options`).
 
         Raises:
-            ValueError: it cannot; with the reason.
+            CannotTakePart: it cannot; with the reason.
             ImportError: a library is missing; with what to install.
         """
         self.options(setup)
@@ -85,7 +89,7 @@ class Agent(Contender):
         """An offline learner needs logged episodes."""
         super().check(setup)
         if issubclass(self.kind, FromLoggedEpisodes) and setup.logged is None:
-            raise ValueError(f"{self.name} learns from logged episodes, and the setup of {setup.task} names none")
+            raise CannotTakePart(f"{self.name} learns from logged episodes, and the setup of {setup.task} names none")
 
     def learn(self, start: Start, watch: Watch) -> Learned:
         """``agent.learn`` with a callback that looks between the rollouts."""
@@ -159,9 +163,7 @@ class BestOfN(Contender):
         """The reward must be what it is judged by."""
         super().check(setup)
         if setup.objective != "return":
-            raise ValueError(
-                f"best_of_n chooses by the reward, but {setup.task} is judged by '{setup.objective}': leave it out"
-            )
+            raise CannotTakePart(f"best_of_n chooses by the reward, but {setup.task} is judged by '{setup.objective}'")
 
     def learn(self, start: Start, watch: Watch) -> Learned:
         """Nothing to learn."""

@@ -18,7 +18,7 @@ from agents.config import Schedule, check_choice, scheduled
 from agents.environments import TextVecEnv
 from agents.policy import TextPolicy
 from benchmarks import presets
-from benchmarks.contenders import Contender, Learned
+from benchmarks.contenders import CannotTakePart, Contender, Learned
 from benchmarks.peers import LastToken
 from benchmarks.setups import Setup
 from benchmarks.warm_start import Start
@@ -54,10 +54,10 @@ def refuse_trainer(name: str, setup: Setup) -> None:
     """Only our agents take part where the reward learns too.
 
     Raises:
-        ValueError: it does.
+        CannotTakePart: it does.
     """
     if setup.trainer is not None:
-        raise ValueError(f"{name} cannot learn {setup.task}: its reward learns from the rollouts of our agents")
+        raise CannotTakePart(f"{name} cannot learn {setup.task}: its reward learns from the rollouts of our agents")
 
 
 def make_ppo(start: Start, options: dict[str, Any]) -> PPO:

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import records
-from benchmarks.contenders import contenders, find_contender
+from benchmarks.contenders import CannotTakePart, contenders, find_contender
 from benchmarks.costs import Costs
 from benchmarks.lines import append, read
 from benchmarks.setups import setup, setups
@@ -60,24 +60,30 @@ def chosen_tasks(asked: Sequence[str]) -> list[str]:
 
 
 def chosen_cells(tasks: Sequence[str], asked: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Every (task, contender) of a selection, and why some of "all" are left out.
+    """Every (task, contender) of a selection, and why some are left out.
 
     Raises:
-        ValueError: a contender is unknown, or was named and cannot take part.
+        ValueError: a contender is unknown or its options are wrong, or it was named and cannot take part in any task.
         ImportError: it was named, and a library is missing.
     """
     cells: list[tuple[str, str]] = []
     left_out: list[str] = []
     for name in dict.fromkeys(name for word in asked for name in (contenders() if word == "all" else [word])):
         contender = find_contender(name)
+        reasons: list[CannotTakePart] = []
         for task in tasks:
             try:
                 contender.check(setup(task))
                 cells.append((task, name))
-            except (ValueError, ImportError) as error:
+            except CannotTakePart as reason:
+                reasons.append(reason)
+            except ImportError as missing:
                 if name in asked:
                     raise
-                left_out.append(str(error))
+                left_out.append(str(missing))
+        if name in asked and len(reasons) == len(tasks):
+            raise reasons[0]
+        left_out += map(str, reasons)
     order = {task: place for place, task in enumerate(tasks)}
     return sorted(cells, key=lambda cell: order[cell[0]]), list(dict.fromkeys(left_out))
 

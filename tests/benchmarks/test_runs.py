@@ -136,6 +136,18 @@ def test_all_leaves_out_who_cannot_take_part(tiny_ladder, monkeypatch):
     assert any("ilql learns from logged episodes" in reason for reason in left_out)
     with pytest.raises(ValueError, match="ilql learns from logged episodes"):
         runs.chosen_cells(["Reverse"], ["ilql"])
+    (presets._FOLDER / "ppo.json").write_text(json.dumps({"defaults": {"gamma": 2}, "tasks": {}}))
+    with pytest.raises(ValueError, match="gamma"):  # a mistake is not left out, whoever asked
+        runs.chosen_cells(["Reverse"], ["all"])
+
+
+def test_who_can_take_part_in_some_tasks_plays_those(tiny_ladder):
+    tasks = json.loads((tiny_ladder / "tasks.json").read_text())
+    tasks["Reverse"]["trainer"] = "somewhere:teacher"
+    (tiny_ladder / "tasks.json").write_text(json.dumps(tasks))
+    cells, left_out = runs.chosen_cells(["Reverse", "DelayedBit"], ["sb3_ppo"])
+    assert cells == [("DelayedBit", "sb3_ppo")]
+    assert "sb3_ppo cannot learn Reverse" in left_out[0]
 
 
 def test_the_quick_ladder_can_be_run():
