@@ -205,9 +205,7 @@ def test_own_items_are_shown_again(store):
     answer_rest(store, "ada", good)
     judgements = list(store.judgements())
     first = {judgement.item.id: turn for turn, judgement in enumerate(judgements) if judgement.purpose == "fresh"}
-    again = [
-        (judgement.item.id, turn) for turn, judgement in enumerate(judgements) if judgement.purpose == "repeat"
-    ]
+    again = [(judgement.item.id, turn) for turn, judgement in enumerate(judgements) if judgement.purpose == "repeat"]
     assert len(first) == 40
     assert 20 <= len(again) == len({item for item, _ in again})
     assert min(turn - first[item] for item, turn in again) >= 5
@@ -247,7 +245,7 @@ def test_undo_goes_back_step_by_step_and_deletes_nothing(store):
 
     assert [answer(store, "ada", good).id for _ in range(3)] == [first.id, second.id, third.id]
     kinds = [event.kind for event in store.events()]
-    assert kinds == "assign answer assign skip assign undo undo answer answer answer".split()
+    assert kinds == ["assign", "answer", "assign", "skip", "assign", "undo", "undo", "answer", "answer", "answer"]
     assert all(judgement.answer == Prefer(0) for judgement in store.judgements())
     assert store.undo("ada", "u4").id == third.id  # the last act, not the oldest task
     check_counts(store)
