@@ -71,7 +71,7 @@ def test_every_node_has_its_edges_and_reaches_each():
 
 def test_random_walks_are_uniform_among_those_that_arrive_in_time():
     graph = Graph(((1, 2), (0, 2), (0, 1)))
-    walks = [tuple(graph.random_walk(0, 2, 3, random.Random(seed))) for seed in range(4000)]
+    walks = [tuple(graph.random_walk(0, 2, 3, 0.0, random.Random(seed))) for seed in range(4000)]
     # 1/2, 1/4 and 1/8 of all walks; the eighth that is still under way is drawn anew
     expected = {(2,): 4 / 7, (1, 2): 2 / 7, (1, 0, 2): 1 / 7}
     assert set(walks) == set(expected)
@@ -189,7 +189,7 @@ def test_the_mask_is_the_graph():
         while not ended:
             allowed = np.flatnonzero(info["action_mask"]).tolist()
             at_goal = at == prompt.metadata["goal"]
-            assert allowed == [EOS] * int(at_goal) + [A + node for node in graph.successors[at]]
+            assert allowed == ([EOS] if at_goal else sorted(A + node for node in graph.successors[at]))
             action = EOS if at_goal else rng.choice(allowed)
             *_, ended, _, info = env.step(action)
             at = int(action) - A
@@ -235,6 +235,7 @@ def test_a_jump_to_the_goal_fools_the_reward_that_trusts_the_edges():
         ({"degree": 0}, "degree must lie between 1 and 23, the number of other nodes, got 0"),
         ({"nodes": 4, "degree": 4}, "degree must lie between 1 and 3, the number of other nodes, got 4"),
         ({"limit": 6}, "limit must be above 6, the longest of the shortest paths, got 6"),
+        ({"habit": 1.0}, r"habit must lie in \[0, 1\), or some goals are never reached; got 1.0"),
         ({"walks": 0}, "walks must be at least 1, got 0"),
     ],
 )

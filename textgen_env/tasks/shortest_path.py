@@ -26,7 +26,7 @@ from itertools import pairwise, permutations
 from typing import ClassVar
 
 from textgen_env.tasks.dataset import TextTask
-from textgen_env.tasks.games import EOS_ID, check_ids, word_ids
+from textgen_env.tasks.games import EOS_ID, check_ids
 from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.tokenizer import TextTokenizer
 from textgen_env.types import Prompt
@@ -37,7 +37,13 @@ _FIRST = EOS_ID + 1
 
 
 def shortest_path(
-    nodes: int = 24, degree: int = 3, limit: int = 12, walks: int = 2, seed: int = 0, mask: bool = True
+    nodes: int = 24,
+    degree: int = 3,
+    limit: int = 12,
+    walks: int = 8,
+    habit: float = 0.5,
+    seed: int = 0,
+    mask: bool = True,
 ) -> TextTask:
     """A prompt for each ordered pair of nodes; the answer is a shortest path, the start left out, and an EOS.
 
@@ -47,8 +53,9 @@ def shortest_path(
         limit: edges at which a walk is worth nothing any more, and the cap on an answer's tokens. Above the longest
             of the shortest paths.
         walks: random walks drawn for each prompt as its references; repeats are one.
+        habit: the probability with which the walker stays on the ring without a choice; else it takes any edge.
         seed: draws the graph and the walks.
-        mask: allow the successors of the last node, and the EOS at the goal, only.
+        mask: allow the successors of the last node only, and at the goal the EOS only.
 
     The metadata of a prompt are the numbers of its two nodes, ``start`` and ``goal``.
 
@@ -61,6 +68,8 @@ def shortest_path(
     """
     if walks < 1:
         raise ValueError(f"walks must be at least 1, got {walks}")
+    if not 0 <= habit < 1:
+        raise ValueError(f"habit must lie in [0, 1), or some goals are never reached; got {habit}")
     graph = random_graph(nodes, degree, seed)
     longest = max(map(max, graph.distances))
     if limit <= longest:
@@ -68,7 +77,7 @@ def shortest_path(
     rng = random.Random(f"walks {seed}")
 
     def prompt(start: int, goal: int) -> Prompt:
-        logged = [text_of(graph.random_walk(start, goal, limit - 1, rng)) for _ in range(walks)]
+        logged = [text_of(graph.random_walk(start, goal, limit - 1, habit, rng)) for _ in range(walks)]
         text = f"{_NODES[start]} {TO} {_NODES[goal]} {EQUALS}"
         return Prompt(text, tuple(dict.fromkeys(logged)), {"start": start, "goal": goal})
 
@@ -94,7 +103,7 @@ class Graph:
     """A directed graph in which each node can be reached from each. Nodes are numbers from 0."""
 
     successors: tuple[tuple[int, ...], ...]
-    """The nodes that the edges of each node lead to."""
+    """The nodes that the edges of each node lead to, first the next on a ring through all nodes."""
 
     @cached_property
     def distances(self) -> tuple[tuple[int, ...], ...]:
@@ -117,14 +126,17 @@ class Graph:
             path.append(min(self.successors[path[-1]], key=lambda node: self.distances[node][goal]))
         return path[1:]
 
-    def random_walk(self, start: int, goal: int, longest: int, rng: random.Random) -> list[int]:
+    def random_walk(self, start: int, goal: int, longest: int, habit: float, rng: random.Random) -> list[int]:
         """The nodes after ``start`` on a random walk that ends where it first meets the goal.
 
-        Drawn anew until it takes at most ``longest`` edges, which must be possible.
+        With the probability ``habit`` it takes the first edge of a node, the ring's, and else any. Drawn anew until
+        it takes at most ``longest`` edges, which must be possible.
         """
         walk = [start]
         while walk[-1] != goal:
-            walk = [start] if len(walk) > longest else [*walk, rng.choice(self.successors[walk[-1]])]
+            edges = self.successors[walk[-1]]
+            after = edges[0] if rng.random() < habit else rng.choice(edges)
+            walk = [*walk, after] if len(walk) <= longest else [start]
         return walk[1:]
 
 
@@ -132,8 +144,8 @@ class Graph:
 def random_graph(nodes: int = 24, degree: int = 3, seed: int = 0) -> Graph:
     """The graph of `shortest_path` with the same arguments.
 
-    One edge of each node leads to the next on a random cycle through all of them, so that each can be reached; the
-    others lead to different nodes at random.
+    One edge of each node leads to the next on a ring through all of them in random order, so that each can be reached;
+    the others are short cuts, to different nodes at random.
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
@@ -143,12 +155,12 @@ def random_graph(nodes: int = 24, degree: int = 3, seed: int = 0) -> Graph:
     if not 1 <= degree < nodes:
         raise ValueError(f"degree must lie between 1 and {nodes - 1}, the number of other nodes, got {degree}")
     rng = random.Random(f"graph {seed}")
-    cycle = rng.sample(range(nodes), nodes)
-    following = dict(pairwise([*cycle, cycle[0]]))
+    ring = rng.sample(range(nodes), nodes)
+    following = dict(pairwise([*ring, ring[0]]))
     successors = []
     for node in range(nodes):
         others = [other for other in range(nodes) if other not in (node, following[node])]
-        successors.append(tuple(sorted([following[node], *rng.sample(others, degree - 1)])))
+        successors.append((following[node], *sorted(rng.sample(others, degree - 1))))
     return Graph(tuple(successors))
 
 
@@ -198,12 +210,11 @@ class WalkReward:
         return text_of(self._graph.shortest_path(prompt.metadata["start"], prompt.metadata["goal"]))
 
     def successors(self, prompt: Prompt, actions: Sequence[int], tokenizer: TextTokenizer) -> list[int]:
-        """Where the edges of the last node lead, and EOS if it is the goal. Nothing but EOS follows what is no node."""
+        """Where the edges of the last node lead. At the goal, and after what is no node, EOS."""
         last = actions[-1] - _FIRST if actions else prompt.metadata["start"]
-        if not 0 <= last < self.nodes:
+        if last == prompt.metadata["goal"] or not 0 <= last < self.nodes:
             return [EOS_ID]
-        after = [node + _FIRST for node in self._graph.successors[last]]
-        return [EOS_ID, *after] if last == prompt.metadata["goal"] else after
+        return [node + _FIRST for node in self._graph.successors[last]]
 
 
 def random_return(nodes: int = 24, degree: int = 3, limit: int = 12, seed: int = 0, mask: bool = True) -> float:
@@ -218,17 +229,19 @@ def random_return(nodes: int = 24, degree: int = 3, limit: int = 12, seed: int =
 
 
 def _expected(graph: Graph, start: int, goal: int, limit: int, mask: bool) -> float:
-    nodes, expected = len(graph.successors), 0.0
+    nodes, degree, expected = len(graph.successors), len(graph.successors[0]), 0.0
     vocab = nodes + len((TO, EQUALS)) + _FIRST
     at = {start: 1.0}
     for length in range(limit):
-        options = {node: len(graph.successors[node]) + (node == goal) if mask else vocab for node in at}
         paid = (limit - length) / (limit - graph.distances[start][goal])
-        expected += at.get(goal, 0.0) / options.get(goal, 1) * paid
+        arrived = at.get(goal, 0.0)
+        expected += paid * (arrived if mask else arrived / vocab)
         after: dict[int, float] = {}
         for node, probability in at.items():
+            if node == goal and mask:
+                continue
             for successor in graph.successors[node]:
-                after[successor] = after.get(successor, 0.0) + probability / options[node]
+                after[successor] = after.get(successor, 0.0) + probability / (degree if mask else vocab)
         at = after
     return expected
 
