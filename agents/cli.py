@@ -1,4 +1,4 @@
-"""The command ``textgen``: train, evaluate, credit, generate, reward, list."""
+"""The command ``textgen``: train, evaluate, credit, generate, reward, feedback, list."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from agents.credit import credit
 from agents.credit_page import credit_lines, write_credit_page
 from agents.document import Texts
 from agents.evaluation import evaluate, on_split
+from agents.feedback_cli import add_feedback_commands
 from agents.invariants import InvariantError
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
@@ -175,6 +176,7 @@ def _parser(argv: Sequence[str]) -> OptionParser:
     write.set_defaults(command=_generate, parser=write)
 
     add_reward_commands(commands)
+    add_feedback_commands(commands)
 
     listing = commands.add_parser("list", help="what there is: environments, rewards, algorithms")
     listing.set_defaults(command=_list, parser=listing)

@@ -16,7 +16,8 @@ FORBIDDEN = {
     "benchmarks": set(),
 }
 ALLOWED = {
-    module: {"reward_models"} for module in ("agents.pipeline", "agents.cli", "agents.reward_cli", "agents.adversarial")
+    module: {"reward_models"}
+    for module in ("agents.pipeline", "agents.cli", "agents.reward_cli", "agents.feedback_cli", "agents.adversarial")
 }
 """The top rooms of ``agents``, where a reward by name becomes an object."""
 
