@@ -44,8 +44,8 @@ and demonstrations (which 'textgen train --data' reads). Annotators go by pseudo
 _IMPORT = """Read judgements from JSON lines, exported ones or {"prompt", "chosen", "rejected"}, {"prompt", "ranking"},
 {"prompt", "completion", "rating"}, {"prompt", "reference"}. The store is made where there is none."""
 
-_AGREEMENT = """How far annotators agree: with each other (raw and beyond chance, 95 % intervals by bootstrap over items),
-with known answers, and with themselves when items were shown again."""
+_AGREEMENT = """How far annotators agree: with each other (raw and beyond chance, 95 % intervals, bootstrap over
+items), with known answers, and with themselves when items were shown again."""
 
 _FORGET = """Delete a person: name, pseudonym, every answer and trace. There is no way back. Items that lose an answer
 wait for another one."""
