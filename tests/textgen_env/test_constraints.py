@@ -2,16 +2,15 @@ import itertools
 import pickle
 
 import gymnasium as gym
-import numpy as np
 import pytest
 
 from reward_models import Instructions
 from tests.textgen_env.test_reverse import returns
 from textgen_env import TextMDP
 from textgen_env.tasks import constraints
-from textgen_env.tasks.constraints import BLANK, KINDS, RUNG, ConstraintsMet, meets
+from textgen_env.tasks.constraints import BLANK, KINDS, ConstraintsMet, meets
 
-SMALL = {"words": 3, "longest": 3, "fewest": 1, "most": 3}
+SMALL = {"words": 3, "shortest": 2, "longest": 3, "fewest": 1, "most": 3}
 
 
 def all_prompts(**kwargs):
@@ -31,11 +30,11 @@ def test_prompts_are_all_demands_that_can_be_met():
     expected = set()
     for count in (1, 2, 3):
         for kinds in itertools.combinations(KINDS, count):
-            for values in itertools.product(*(("1", "2", "3") if kind == "LEN" else words for kind in kinds)):
+            for values in itertools.product(*(("2", "3") if kind == "LEN" else words for kind in kinds)):
                 named = [value for kind, value in zip(kinds, values, strict=True) if kind != "LEN"]
                 demands = list(zip(kinds, values, strict=True))
                 if len(set(named)) == len(named) and any(
-                    answer and all(meets(answer, *demand) for demand in demands) for answer in answers
+                    len(answer) > 1 and all(meets(answer, *demand) for demand in demands) for answer in answers
                 ):
                     expected.add(tuple(" ".join(demand) for demand in demands))
     prompts = all_prompts(**SMALL)
@@ -43,10 +42,12 @@ def test_prompts_are_all_demands_that_can_be_met():
     assert len({prompt.text for prompt in prompts}) == len(prompts) == len(expected)
 
 
-@pytest.mark.parametrize(("aligned", "text"), [(True, "LEN 2 ; ; END b ; ; ; ;"), (False, "LEN 2 END b")])
+@pytest.mark.parametrize(("aligned", "text"), [(True, "LEN 3 ; ; END b ; ; ; ;"), (False, "LEN 3 END b")])
 def test_how_demands_are_written(aligned, text):
     (prompt,) = (
-        prompt for prompt in all_prompts(aligned=aligned) if prompt.metadata["constraints"] == ("LEN 2", "END b")
+        prompt
+        for prompt in all_prompts(aligned=aligned, most=2)
+        if prompt.metadata["constraints"] == ("LEN 3", "END b")
     )
     assert prompt.text == text
 
@@ -54,8 +55,8 @@ def test_how_demands_are_written(aligned, text):
 def test_defaults_are_the_ladders():
     task = constraints()
     sizes = [len(task.splits[split]) for split in ("train", "validation", "test")]
-    assert sum(sizes) == 1640
-    assert min(sizes) > 120
+    assert sum(sizes) == 4096
+    assert min(sizes) > 300
     assert not {prompt.text for prompt in task.prompts("test")} & {prompt.text for prompt in task.prompts()}
     counts = {len(prompt.metadata["constraints"]) for prompt in task.prompts("test")}
     assert counts == {2, 3, 4}
@@ -88,10 +89,11 @@ def test_arguments_by_id(by):
         ({"most": 6}, "got fewest=2 and most=6"),
         ({"words": 3}, "words must lie between most=4, all being distinct, and 26, got 3"),
         ({"words": 27}, "26, got 27"),
-        ({"longest": 2}, "longest must leave room for START, END, CONTAINS: at least 3, got 2"),
+        ({"shortest": 1, "longest": 2}, "want a place., got shortest=1 and longest=2"),
+        ({"shortest": 5}, "got shortest=5 and longest=4"),
         ({"answers": 0}, "answers must be at least 1, got 0"),
         ({"reward": "al"}, "reward must be one of fraction, all; got 'al'"),
-        ({"num_prompts": 1641}, "the 1640 distinct prompts there are"),
+        ({"num_prompts": 4173}, "the 4172 distinct prompts there are"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -105,7 +107,9 @@ def test_bad_arguments(kwargs, message):
 
 
 @pytest.mark.parametrize("reward", ["fraction", "all"])
-@pytest.mark.parametrize("by", [{}, {"aligned": False}, {"words": 7, "longest": 4, "most": 5, "answers": 3}])
+@pytest.mark.parametrize(
+    "by", [{}, {"aligned": False}, {"words": 5, "shortest": 1, "longest": 6, "most": 5, "answers": 3}]
+)
 def test_every_reference_reaches_the_optimum(reward, by):
     mdp = TextMDP(constraints(reward=reward, num_prompts=300, **by))
     for index, prompt in enumerate(mdp.prompts):
@@ -127,7 +131,7 @@ def test_answers_are_drawn_from_all_that_are_right():
 @pytest.mark.parametrize("mode", ["fraction", "all"])
 def test_instructions_agree_on_every_answer(mode):
     """In the prompt and in the column, over whatever the vocabulary can say."""
-    prompts = all_prompts(words=2, longest=3, fewest=2, most=2)
+    prompts = all_prompts(words=2, shortest=1, longest=3, fewest=2, most=2)
     texts = texts_of(["a", "b", "2", "END", BLANK], 3)
     assert len(prompts) > 20
     blind = 0
@@ -161,22 +165,9 @@ def test_what_answers_earn(text, fraction):
 
 def test_padding_is_no_word():
     mdp = TextMDP(constraints())
-    index, wanted = next((i, p.references[0]) for i, p in enumerate(mdp.prompts) if "LEN 2" in p.text)
-    first, second, eos = mdp.tokenizer.encode_completion(mdp.prompts[index].text, wanted).tolist()
-    padded = [(first, second, eos), (0, first, 0, second, eos)]
-    assert returns(mdp, index, padded).tolist() == [1, 1]
-
-
-def test_the_table():
-    task = constraints()
-    held_out = TextMDP(task, split="test")
-    every_word = [held_out.written(index, RUNG.hack.answer(prompt)) for index, prompt in enumerate(held_out.prompts)]
-    assert held_out.returns(every_word).mean() == pytest.approx(RUNG.hack.robust_score, abs=1e-3)
-    assert np.unique(ConstraintsMet(kinds=("CONTAINS",))(*_columns(every_word))).tolist() == [1.0]
-
-
-def _columns(completions):
-    return [one.text for one in completions], [one.prompt.metadata["constraints"] for one in completions]
+    index, wanted = next((i, p.references[0]) for i, p in enumerate(mdp.prompts) if "LEN 3" in p.text)
+    first, *rest = mdp.tokenizer.encode_completion(mdp.prompts[index].text, wanted).tolist()
+    assert returns(mdp, index, [(first, *rest), (0, first, *rest), (first, 0, *rest)]).tolist() == [1, 1, 1]
 
 
 def test_tasks_travel():

@@ -2,9 +2,9 @@
 
     LEN 4 START c ; ; CONTAINS a FORBID e   →   c b a a <eos>
 
-A prompt has two to four of five demands: LEN (so many words), START and END (with this word), CONTAINS and FORBID
-(that word). Its words are distinct and its LEN has room for them, so that every prompt can be satisfied: the optimum
-is 1. A prompt *is* a combination of demands, so the held-out ones are combinations never seen.
+A prompt has two to four of five demands: LEN (so many words), START and END (with this word), CONTAINS
+and FORBID (that word). Its words are distinct and its LEN has room for them, so that every prompt can be satisfied: the
+optimum is 1. A prompt *is* a combination of demands, so the held-out ones are combinations never seen.
 
 It is instruction following in miniature: what pays depends on every part of the prompt, many answers are right, and
 demands that are easy alone get in each other's way. They are written as `reward_models.Instructions` reads them, which
@@ -40,7 +40,8 @@ BLANK = ";"
 
 
 def constraints(
-    words: int = 5,
+    words: int = 7,
+    shortest: int = 3,
     longest: int = 4,
     fewest: int = 2,
     most: int = 4,
@@ -54,6 +55,7 @@ def constraints(
 
     Args:
         words: how many different ones there are, at most 26 (a to z).
+        shortest: the least LEN. Below 3 START, CONTAINS and END compete for places.
         longest: the greatest LEN. The cap on an answer is one more, for the EOS.
         fewest: demands of a prompt, at least.
         most: demands of a prompt, at most 5.
@@ -62,13 +64,13 @@ def constraints(
         aligned: every kind has its places in the prompt, blank where it is not asked for. Without, the demands stand
             close, and are found by their names alone: much harder for a small transformer.
         num_prompts: distinct prompts, drawn with ``seed``. Default: all, or 4096 where there are more. There are
-            1,640 by default.
+            4,172 by default.
         seed: seeds the draws.
 
     The metadata of a prompt are its ``constraints``, such as ``("LEN 4", "START c")``.
 
-    >>> constraints().prompts()[0].text
-    'LEN 1 START a ; ; ; ; ; ;'
+    >>> constraints(most=2).prompts()[0].text
+    'LEN 3 START a ; ; ; ; ; ;'
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
@@ -77,12 +79,15 @@ def constraints(
         raise ValueError(f"1 <= fewest <= most <= {len(KINDS)} must hold, got fewest={fewest} and most={most}")
     if not most <= words <= len(_WORDS):
         raise ValueError(f"words must lie between most={most}, all being distinct, and {len(_WORDS)}, got {words}")
-    if longest < len(_PLACED):
-        raise ValueError(f"longest must leave room for {', '.join(_PLACED)}: at least {len(_PLACED)}, got {longest}")
+    if not 1 <= shortest <= longest >= len(_PLACED):
+        raise ValueError(
+            f"1 <= shortest <= longest >= {len(_PLACED)} must hold (START, END and CONTAINS each want a place), got "
+            f"shortest={shortest} and longest={longest}"
+        )
     if answers < 1:
         raise ValueError(f"answers must be at least 1, got {answers}")
     forms = [
-        Form(kinds, words, longest)
+        Form(kinds, words, shortest, longest)
         for count in range(fewest, most + 1)
         for kinds in itertools.combinations(KINDS, count)
     ]
@@ -102,7 +107,7 @@ def constraints(
     return TextTask(
         "constraints",
         TextTask.from_pairs(map(prompt, draw_numbers(sum(form.size for form in forms), num_prompts, seed))).splits,
-        vocabulary=(*_WORDS[:words], *map(str, range(1, longest + 1)), *KINDS, BLANK),
+        vocabulary=(*_WORDS[:words], *map(str, range(shortest, longest + 1)), *KINDS, BLANK),
         max_new_tokens=longest + 1,
         reward=ConstraintsMet(reward),
         oracle=reference_oracle,
@@ -115,32 +120,33 @@ class Form:
 
     kinds: tuple[str, ...]
     words: int
+    shortest: int
     longest: int
 
     @property
-    def shortest(self) -> int:
-        """Words of the shortest answer."""
-        return max(1, sum(kind in self.kinds for kind in _PLACED))
+    def lengths(self) -> range:
+        """How long an answer may be."""
+        return range(max(self.shortest, sum(kind in self.kinds for kind in _PLACED)), self.longest + 1)
 
     @property
     def size(self) -> int:
         """How many combinations there are."""
         arrangements = math.perm(self.words, sum(kind != "LEN" for kind in self.kinds))
-        return arrangements * (self.longest + 1 - self.shortest if "LEN" in self.kinds else 1)
+        return arrangements * (len(self.lengths) if "LEN" in self.kinds else 1)
 
     def demands(self, number: int) -> dict[str, str]:
         """Kind -> value of one combination, 0 <= number < size."""
         left = list(_WORDS[: self.words])
         values = {}
         for kind in self.kinds:
-            choices = [str(n) for n in range(self.shortest, self.longest + 1)] if kind == "LEN" else left
+            choices = [str(length) for length in self.lengths] if kind == "LEN" else left
             number, index = divmod(number, len(choices))
             values[kind] = choices.pop(index)
         return values
 
     def answer(self, demands: Mapping[str, str], rng: random.Random) -> str:
-        """A random answer that meets the demands, no longer than ``longest``."""
-        length = int(demands.get("LEN", rng.randint(self.shortest, self.longest)))
+        """A random answer that meets the demands."""
+        length = int(demands["LEN"]) if "LEN" in demands else rng.choice(self.lengths)
         allowed = [word for word in _WORDS[: self.words] if word != demands.get("FORBID")]
         answer = rng.choices(allowed, k=length)
         free = list(range(length))
