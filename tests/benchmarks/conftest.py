@@ -21,8 +21,10 @@ _SMALL = {
     "episodes_per_rollout": 32,
     "num_envs": 16,
     "n_steps": 8,
+    "batch_size": 64,
     "n_epochs": 2,
-    "per_device_train_batch_size": 32,
+    "per_device_train_batch_size": 16,
+    "generation_batch_size": 32,
     "learning_starts": 32,
 }
 

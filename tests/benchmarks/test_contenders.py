@@ -9,6 +9,7 @@ from agents import PPOConfig
 from agents.algorithms import ALGORITHMS
 from agents.base import TextAlgorithm
 from agents.evaluation import evaluate, on_split
+from agents.logged import reference_episodes
 from agents.policy import TextPolicy
 from benchmarks import contenders_trl, presets, trial
 from benchmarks.contenders import contenders, find_contender
@@ -168,6 +169,16 @@ def test_looks_cost_the_learner_nothing():
     assert watch.solved_at(0.6) is None
 
 
+def test_looks_are_at_few_prompts_from_everywhere_and_the_end_at_all(start, monkeypatch):
+    monkeypatch.setattr(trial, "LOOK_PROMPTS", 2)
+    validation, test = (on_split(start.mdp, split).prompts for split in ("validation", "test"))
+    assert len(validation) > 2
+    looked = Examinee(start)._splits
+    assert 1 <= len(looked["validation"].prompts) <= 2
+    assert all(prompt in validation for prompt in looked["validation"].prompts)
+    assert looked["test"].prompts == test
+
+
 # --- a reward that learns, and logged data ----------------------------------------------------------------
 
 
@@ -178,8 +189,6 @@ def under_another_reward(mdp, seed):
 
 
 def logged(mdp, seed):
-    from agents.logged import reference_episodes
-
     return reference_episodes(mdp)
 
 
@@ -197,7 +206,8 @@ def test_offline_learners_need_logged_data(tiny_ladder):
     (presets._FOLDER / "ilql.json").write_text(json.dumps({"defaults": {"episodes_per_rollout": 32}, "tasks": {}}))
     with pytest.raises(ValueError, match="ilql learns from logged episodes"):
         find_contender("ilql").check(setup("Reverse"))
-    given = {**json.loads((tiny_ladder / "tasks.json").read_text())["Reverse"], "logged": f"{__name__}:logged"}
+    given = json.loads((tiny_ladder / "tasks.json").read_text())["Reverse"]
+    given["logged"] = f"{__name__}:logged"
     (tiny_ladder / "tasks.json").write_text(json.dumps({"Reverse": given}))
     assert run(Job("Reverse", "ilql", 0))["tokens"] >= 300
 
