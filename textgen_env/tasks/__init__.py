@@ -4,6 +4,7 @@ from textgen_env.tasks.add import add
 from textgen_env.tasks.constraints import constraints
 from textgen_env.tasks.dataset import TextTask
 from textgen_env.tasks.delayed_bit import delayed_bit
+from textgen_env.tasks.fact_summ import fact_summ
 from textgen_env.tasks.keyword_sent import keyword_sent
 from textgen_env.tasks.loading import resolve_task
 from textgen_env.tasks.match_corpus import match_corpus
@@ -17,6 +18,7 @@ __all__ = [
     "add",
     "constraints",
     "delayed_bit",
+    "fact_summ",
     "keyword_sent",
     "match_corpus",
     "news_summary",
