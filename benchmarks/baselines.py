@@ -19,14 +19,15 @@ from textgen_env import TextMDP
 from textgen_env.tasks.rung import Hack
 
 
-def random_score(setup: Setup, samples_per_prompt: int = 4, seed: int = 0) -> float:
-    """The objective, on the test split, of uniformly random tokens; of a return its mean over sampled completions."""
+def random_score(setup: Setup, samples: int = 2000, seed: int = 0) -> float:
+    """The objective, on the test split, of uniformly random tokens; of a return its mean over about ``samples``."""
     env = setup.make_env(1)
     held_out = on_split(env.mdp, "test")
     agent = Random(setup.make_model(env.mdp), env, seed=seed, device="cpu")
     if setup.objective != "return":
         return OBJECTIVES[setup.objective](agent, held_out)
-    return evaluate(agent, held_out, num_prompts=len(held_out.prompts), samples_per_prompt=samples_per_prompt).mean
+    prompts = len(held_out.prompts)
+    return evaluate(agent, held_out, num_prompts=prompts, samples_per_prompt=max(4, samples // prompts), seed=seed).mean
 
 
 def supervised_score(setup: Setup, seed: int = 0) -> float:
