@@ -8,10 +8,10 @@ from textgen_env.tasks.add import RUNG as ADD
 from textgen_env.tasks.classification import RUNG as CLASSIFICATION
 from textgen_env.tasks.delayed_bit import RUNG as DELAYED_BIT
 from textgen_env.tasks.dialogue import RUNG as DIALOGUE
+from textgen_env.tasks.fact_summ import RUNG as FACT_SUMM
 from textgen_env.tasks.news_summary import RUNG as NEWS_SUMMARY
 from textgen_env.tasks.question_answering import RUNG as QUESTION_ANSWERING
 from textgen_env.tasks.reverse import RUNG as REVERSE
-from textgen_env.tasks.fact_summ import RUNG as FACT_SUMM
 from textgen_env.tasks.rung import Rung
 from textgen_env.tasks.sentiment import RUNG as SENTIMENT
 from textgen_env.tasks.shortest_path import RUNG as SHORTEST_PATH
