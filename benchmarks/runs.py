@@ -32,7 +32,12 @@ from textgen_env.tasks.ladder import LADDER, RECOGNISABLE
 
 RESULTS = Path(__file__).parent / "results"
 """Where the runs of record are, ``ladder*.jsonl`` or packed: they say what a run costs."""
-QUICK: Mapping[str, Any] = {"tasks": ["Reverse", "DelayedBit"], "algos": ["ppo", "dqn"], "seeds": 3, "budget": 0.5}
+QUICK: Mapping[str, Any] = {
+    "tasks": ["Reverse", "DelayedBit", "SteerKL"],
+    "algos": ["ppo", "dqn"],
+    "seeds": 3,
+    "budget": 0.5,
+}
 """A ladder for a coffee break: at most 10 minutes on two cores."""
 _DEFAULTS: Mapping[str, Any] = {"tasks": ["ladder"], "algos": ["all"], "seeds": 5, "budget": 1.0}
 

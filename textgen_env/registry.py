@@ -13,12 +13,13 @@ from textgen_env.env import TextGenEnv
 from textgen_env.vector_env import TextGenVectorEnv
 
 BUILT_IN: dict[str, dict[str, Any]] = {
-    "textgen_env/NewsSummary-v0": {
-        "task": "textgen_env.tasks:news_summary",
-        "reward": "rouge_l",
-        "max_prompt_tokens": 160,
-        "max_new_tokens": 24,
-    },
+    "textgen_env/NewsSummary-v0": {"task": "textgen_env.tasks:news_summary"},
+    "textgen_env/StoryEnding-v0": {"task": "textgen_env.tasks:story_ending"},
+    "textgen_env/Sentiment-v0": {"task": "textgen_env.tasks:sentiment"},
+    "textgen_env/Translation-v0": {"task": "textgen_env.tasks:translation"},
+    "textgen_env/QuestionAnswering-v0": {"task": "textgen_env.tasks:question_answering"},
+    "textgen_env/Dialogue-v0": {"task": "textgen_env.tasks:dialogue"},
+    "textgen_env/Classification-v0": {"task": "textgen_env.tasks:classification"},
     "textgen_env/Reverse-v0": {"task": "textgen_env.tasks:reverse"},
     "textgen_env/ReverseDense-v0": {"task": "textgen_env.tasks.reverse:reverse_dense"},
     "textgen_env/Copy-v0": {"task": "textgen_env.tasks.reverse:copy"},

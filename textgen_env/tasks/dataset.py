@@ -214,15 +214,7 @@ class TextTask:
         """
         if isinstance(dataset, (str, PathLike)):
             name = name or str(dataset)
-            try:
-                import datasets
-            except ImportError as error:
-                raise ImportError(
-                    f"loading '{dataset}' needs the datasets package: pip install textgen-env[datasets]"
-                ) from error
-            dataset = datasets.load_dataset(str(dataset), **(load_kwargs or {}))
-        elif load_kwargs:
-            raise TypeError("load_kwargs are for a dataset given by name; this one is already loaded")
+        dataset = load_named(dataset, load_kwargs)
         if isinstance(dataset, Mapping) and list(dataset) == ["train"]:
             dataset = dataset["train"]
         columns = Columns(prompt_field, reference_field, template)
@@ -279,6 +271,26 @@ class TextTask:
                 divided[split_of(prompt.text, fractions)].append(prompt)
             splits = {split: tuple(prompts) for split, prompts in divided.items()}
         return cls(name, splits)
+
+
+def load_named(dataset: Any, load_kwargs: Mapping[str, Any] | None = None) -> Any:
+    """The dataset of a name or folder, loaded by ``datasets``; an object as it is.
+
+    Raises:
+        ImportError: a name was given and ``datasets`` is not installed.
+        TypeError: ``load_kwargs`` were given with an object.
+    """
+    if not isinstance(dataset, (str, PathLike)):
+        if load_kwargs:
+            raise TypeError("load_kwargs are for a dataset given by name; this one is already loaded")
+        return dataset
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"loading '{dataset}' needs the datasets package: pip install textgen-env[datasets]"
+        ) from error
+    return datasets.load_dataset(str(dataset), **(load_kwargs or {}))
 
 
 def split_of(text: str, fractions: Fractions = FRACTIONS) -> str:

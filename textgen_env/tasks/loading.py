@@ -22,7 +22,8 @@ def resolve_task(task: TextTask | str | Callable[..., TextTask], /, **task_kwarg
         task_kwargs: given to the function, or to ``TextTask.from_jsonl`` / ``from_csv``.
 
     A task named by a string is built once and shared (tasks are immutable), so that many environments do
-    not each generate it; a file is read again when it has changed on disk.
+    not each generate it; a file (or folder) that ``task`` or the
+    argument ``data`` names is read again when it has changed on disk.
 
     Raises:
         ValueError: the string is neither a known kind of file nor "package.module:attribute".
@@ -32,16 +33,16 @@ def resolve_task(task: TextTask | str | Callable[..., TextTask], /, **task_kwarg
     if not isinstance(task, str):
         return _finished(task, repr(task), task_kwargs)
     path = Path(task)
-    # What the answer depends on besides the words: the file's identity and its last change.
-    stamp: tuple[Any, ...] = ()
-    if path.suffix in _READERS:
-        state = path.stat()
-        stamp = (path.resolve(), state.st_mtime_ns, state.st_size)
-    elif ":" not in task:
+    if path.suffix not in _READERS and ":" not in task:
         raise ValueError(
             f"'{task}' is no task: give a path that ends in {' or '.join(_READERS)}, "
             "or 'package.module:attribute', e.g. 'textgen_env.tasks:news_summary'"
         )
+    # What the answer depends on besides the words: the files that are named, and their last change.
+    stamp = _stamp(path) if path.suffix in _READERS else ()
+    data = task_kwargs.get("data")
+    if isinstance(data, (str, Path)) and Path(data).exists():
+        stamp += _stamp(Path(data))
     arguments = dict(sorted(task_kwargs.items()))
     try:
         hash(tuple(arguments.values()))
@@ -51,9 +52,16 @@ def resolve_task(task: TextTask | str | Callable[..., TextTask], /, **task_kwarg
 
 
 def _build(spec: str, stamp: tuple[Any, ...], /, **task_kwargs: Any) -> TextTask:
-    if stamp:
+    if Path(spec).suffix in _READERS:
         return _READERS[Path(spec).suffix](spec, **task_kwargs)
     return _finished(load_entry_point(spec), f"'{spec}'", task_kwargs)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    """Identity and last change of a file, or of every file in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    states = [(file.resolve(), file.stat()) for file in files]
+    return tuple((file, state.st_mtime_ns, state.st_size) for file, state in states)
 
 
 _build_once = lru_cache(maxsize=32, typed=True)(_build)

@@ -105,10 +105,22 @@ class MarkovOracle:
 
 
 @lru_cache(maxsize=8)
-def markov_oracle(words: int = 16, steps: int = 12, sharpness: float = 2.0, seed: int = 0) -> MarkovOracle:
-    """The chain with ``logit(c | a, b) = sharpness (A[a, c] + B[b, c]) / √2``, A and B standard normal.
+def markov_oracle(
+    words: int = 16,
+    steps: int = 12,
+    sharpness: float = 2.0,
+    seed: int = 0,
+    intricate: int = 0,
+    loyalty: float = 0.0,
+) -> MarkovOracle:
+    """A chain whose words are of two registers, plain ones and the last few, the ``intricate`` ones.
 
-    Both words matter, each by itself, so that what follows a pair which the corpus lacks can be told from other pairs.
+    With A, B and C standard normal, the logit of c after (a, b) is ``loyalty [b and c are of one register]`` and
+
+    - ``sharpness (A[a, c] + B[b, c]) / √2`` after a plain b: both words matter, each by itself, so that what follows a
+      pair which the corpus lacks can be told from other pairs;
+    - ``4 sharpness C[a, b, c]`` after an intricate b: every pair is a word of its own, and nothing but a number for
+      each triple says what follows, more than a small policy can hold. It can learn to leave that register alone.
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
@@ -119,8 +131,14 @@ def markov_oracle(words: int = 16, steps: int = 12, sharpness: float = 2.0, seed
         raise ValueError(f"steps must be at least 1, got {steps}")
     if sharpness < 0:
         raise ValueError(f"sharpness must be at least 0, got {sharpness}")
-    before, last = np.random.default_rng([seed, 0]).standard_normal((2, words, words))
+    if not 0 <= intricate <= words:
+        raise ValueError(f"intricate must lie between 0 and words={words}, got {intricate}")
+    rng = np.random.default_rng([seed, 0])
+    before, last = rng.standard_normal((2, words, words))
     logits_WWW = sharpness * (before[:, None] + last[None]) / np.sqrt(2)
+    is_intricate = np.arange(words) >= words - intricate
+    logits_WWW[:, is_intricate] = 4 * sharpness * rng.standard_normal((words, intricate, words))
+    logits_WWW += loyalty * (is_intricate[:, None] == is_intricate)
     return MarkovOracle(logits_WWW - np.logaddexp.reduce(logits_WWW, axis=-1, keepdims=True), steps)
 
 

@@ -63,6 +63,8 @@ def match_corpus(
     sharpness: float = 2.0,
     seed: int = 0,
     mask: bool = False,
+    intricate: int = 0,
+    loyalty: float = 0.0,
 ) -> TextTask:
     """A prompt for each pair of words, and texts of the chain that go on from it as its references.
 
@@ -83,8 +85,8 @@ def match_corpus(
     Raises:
         ValueError: an argument is out of its range (the message says which).
     """
-    oracle = markov_oracle(words, steps, sharpness, seed)
-    reward = OracleLogLikelihood(words, steps, sharpness, seed)
+    oracle = markov_oracle(words, steps, sharpness, seed, intricate, loyalty)
+    reward = OracleLogLikelihood(words, steps, sharpness, seed, intricate, loyalty)
     return TextTask(
         "match_corpus",
         chain_prompts(oracle, texts_per_prompt, seed),
@@ -110,10 +112,12 @@ class OracleLogLikelihood:
     steps: int
     sharpness: float
     seed: int
+    intricate: int
+    loyalty: float
 
     @property
     def _oracle(self) -> MarkovOracle:
-        return markov_oracle(self.words, self.steps, self.sharpness, self.seed)
+        return markov_oracle(self.words, self.steps, self.sharpness, self.seed, self.intricate, self.loyalty)
 
     def __call__(self, completion_ids: list[list[int]], context_ids: list[tuple[int, int]]) -> list[float]:
         """One number a completion."""

@@ -19,17 +19,24 @@ the headline, read off the facts       1.000
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from functools import partial
 
 from textgen_env.tasks.dataset import TextTask
+from textgen_env.tasks.games import reference_oracle
 from textgen_env.tasks.news_templates import ASIDES, ENDINGS, NAMES, TOPICS
+from textgen_env.tasks.own_data import or_own_data, read_data
+from textgen_env.tasks.rung import Hack, Rung
+from textgen_env.tasks.templates import capitalised, distinct_prompts, sentence
 from textgen_env.types import Prompt
 
-_SUFFIX = "\nTL;DR:"
+TEMPLATE = "{prompt}\nTL;DR:"
 _MIN_WORDS, _MAX_WORDS = 45, 75
 _ASIDES_AT_MOST = 3
 
 
+@or_own_data(
+    partial(read_data, reward="rouge_l", prompt_field="article", reference_field="headline", template=TEMPLATE)
+)
 def news_summary(num_articles: int = 4000, seed: int = 0) -> TextTask:
     """Generated news articles of 45 to 75 words, each with its headline of 6 to 11 words as reference.
 
@@ -39,6 +46,8 @@ def news_summary(num_articles: int = 4000, seed: int = 0) -> TextTask:
     The prompts are distinct, the same on every machine for the same seed, and a smaller task is the
     beginning of a larger one with the same seed. They go to the splits by a hash of their text.
 
+    Your own data (``data=``, see `read_data`): columns ``article`` and ``headline``.
+
     >>> task = news_summary(num_articles=50, seed=1)
     >>> task.prompts()[0].text.endswith("TL;DR:")
     True
@@ -46,35 +55,35 @@ def news_summary(num_articles: int = 4000, seed: int = 0) -> TextTask:
     Raises:
         ValueError: ``num_articles`` is below 1 (or so small that no article falls into the train split).
     """
-    if num_articles < 1:
-        raise ValueError(f"num_articles must be at least 1, got {num_articles}")
-    rng = random.Random(seed)
-    prompts: dict[str, Prompt] = {}
-    while len(prompts) < num_articles:
-        prompt = _article(rng)
-        prompts.setdefault(prompt.text, prompt)
-    return TextTask.from_pairs(prompts.values(), name="news_summary")
+    prompts = distinct_prompts(_article, num_articles, seed, "num_articles")
+    return TextTask(
+        "news_summary",
+        TextTask.from_pairs(prompts).splits,
+        max_new_tokens=24,
+        reward="rouge_l",
+        oracle=reference_oracle,
+    )
 
 
 def _article(rng: random.Random) -> Prompt:
     topic_name = rng.choice(tuple(TOPICS))
     topic = TOPICS[topic_name]
     event = rng.choice(topic.events)
-    main, *others = _casts(rng)
+    main, *others = casts(rng, 1 + _ASIDES_AT_MOST)
     main["thing"] = rng.choice(event.things)
 
     lead = rng.choice(event.leads)
     details = [rng.choice(event.amounts), rng.choice(topic.places)]
     rng.shuffle(details)
-    told = [_sentence(lead, main)]
-    told += [_sentence(_ended(detail, _repeatable(lead + detail + "{city}"), rng), main) for detail in details]
+    told = [sentence(lead, main)]
+    told += [sentence(_ended(detail, _repeatable(lead + detail + "{city}"), rng), main) for detail in details]
 
     templates = rng.sample(topic.asides, _ASIDES_AT_MOST - 1) + rng.sample(ASIDES, 1)
     rng.shuffle(templates)
-    words = sum(len(sentence.split()) for sentence in told)
+    words = sum(len(line.split()) for line in told)
     asides: list[str] = []
     for template, cast in zip(templates, others, strict=True):
-        aside = _sentence(_ended(template, _repeatable(template), rng), cast)
+        aside = sentence(_ended(template, _repeatable(template), rng), cast)
         length = len(aside.split())
         is_enough = words + length > _MAX_WORDS or (words >= _MIN_WORDS and rng.random() < 0.4)
         if asides and is_enough:
@@ -90,22 +99,21 @@ def _article(rng: random.Random) -> Prompt:
 
     parts = [part.strip().format(**main) for part in event.headline.split("|")]
     subject, relation, target, _ = parts
-    subject = _capitalised(subject)
+    subject = capitalised(subject)
     facts = ((subject, relation, target), (subject, "place", main["city"]))
-    headline = _capitalised(" ".join(parts))
-    return Prompt(text + _SUFFIX, (headline,), {"topic": topic_name, "facts": facts})
+    headline = capitalised(" ".join(parts))
+    return Prompt(TEMPLATE.format(prompt=text), (headline,), {"topic": topic_name, "facts": facts})
 
 
-def _casts(rng: random.Random) -> list[dict[str, str]]:
-    """Names and numbers for the main event and for each aside; no two casts share any."""
-    count = 1 + _ASIDES_AT_MOST
+def casts(rng: random.Random, count: int) -> list[dict[str, str]]:
+    """Names and numbers for ``count`` events; no two casts share any."""
     drawn = {kind: rng.sample(names, count) for kind, names in NAMES.items()}
     rivals = rng.sample([team for team in NAMES["team"] if team not in drawn["team"]], count)
-    casts = []
+    found = []
     for index, rival in enumerate(rivals):
         cast = {kind: names[index] for kind, names in drawn.items()}
-        casts.append(cast | {"person": f"{cast['first']} {cast['surname']}", "rival": rival})
-    return casts
+        found.append(cast | {"person": f"{cast['first']} {cast['surname']}", "rival": rival})
+    return found
 
 
 def _repeatable(template: str) -> list[str]:
@@ -122,9 +130,20 @@ def _ended(template: str, kinds: list[str], rng: random.Random) -> str:
     return template.removesuffix(".") + rng.choice(ENDINGS[rng.choice(kinds)]) + "."
 
 
-def _sentence(template: str, cast: Mapping[str, str]) -> str:
-    return _capitalised(template.format(**cast))
+def in_alphabetical_order(prompt: Prompt) -> str:
+    """The words of the headline, sorted."""
+    return " ".join(sorted(prompt.references[0].split()))
 
 
-def _capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
+RUNG = Rung(
+    random=0.0,
+    supervised=0.0,
+    optimum=1.0,
+    hack=Hack(
+        "The right words of the headline, but in alphabetical order.",
+        in_alphabetical_order,
+        naive="rouge_1",
+        naive_score=0.0,
+        robust_score=0.0,
+    ),
+)

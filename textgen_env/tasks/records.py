@@ -29,7 +29,7 @@ class Columns:
     """
 
     prompt: str = "prompt"
-    """A string, or a list of strings, which are joined with a space."""
+    """A string, or a list of strings, which are joined with a space. ``"a.b"`` is column ``b`` inside column ``a``."""
     reference: str | None = "reference"
     """A string or a list of strings; null, "" and [] mean "no reference". ``None``: no such field."""
     template: str = "{prompt}"
@@ -45,16 +45,23 @@ class Columns:
         Raises:
             ValueError: a field is absent, empty or of the wrong type; the message starts with ``where``.
         """
-        for argument, column in (("prompt_field", self.prompt), ("reference_field", self.reference)):
-            if column is not None and column not in record:
+        values: list[Any] = [None, None]
+        for place, (argument, column) in enumerate(
+            (("prompt_field", self.prompt), ("reference_field", self.reference))
+        ):
+            if column is None:
+                continue
+            try:
+                values[place] = field_of(record, column)
+            except KeyError:
                 mend = f"Name it with {argument}=..."
                 if argument == "reference_field":
                     mend += ", or pass reference_field=None where there are no references"
-                raise ValueError(f"{where}: no field '{column}'; {did_you_mean(column, record)}. {mend}")
-        references = None if self.reference is None else record[self.reference]
+                hint = did_you_mean(column, [*record, *_inner_columns(record)])
+                raise ValueError(f"{where}: no field '{column}'; {hint}. {mend}") from None
         used = (self.prompt, self.reference)
         metadata = {column: value for column, value in record.items() if column not in used}
-        return self.build(record[self.prompt], references, metadata, where)
+        return self.build(values[0], values[1], metadata, where)
 
     def build(self, text: Any, references: Any, metadata: Mapping[str, Any], where: str) -> Prompt:
         """The ``Prompt`` of a text, its references (``None``, a string or several) and its metadata.
@@ -85,6 +92,26 @@ class Columns:
         rendered = _COLUMN.sub(fill, self.template)
         found = _references(references, f"{where}, field '{self.reference}'")
         return Prompt(rendered, found, dict(metadata))
+
+
+def field_of(record: Mapping[str, Any], column: str) -> Any:
+    """The value of a column; ``"answers.text"`` is ``"text"`` inside ``"answers"``, unless a column has that very name.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+    if column in record:
+        return record[column]
+    outer, _, inner = column.partition(".")
+    if not inner or not isinstance(record.get(outer), Mapping):
+        raise KeyError(column)
+    return field_of(record[outer], inner)
+
+
+def _inner_columns(record: Mapping[str, Any]) -> Iterator[str]:
+    for outer, value in record.items():
+        if isinstance(value, Mapping):
+            yield from (f"{outer}.{inner}" for inner in value)
 
 
 def read_jsonl(path: str | PathLike[str]) -> Iterator[Record]:
