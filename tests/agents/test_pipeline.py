@@ -16,7 +16,7 @@ from agents.pipeline import run
 from agents.run_folder import ProgressFile, RunFolder
 from agents.settings import RunSettings, make_mdp
 from tests.agents.conftest import weights, word_tokenizer
-from textgen_env import TextTokenizer
+from textgen_env import TextTask, TextTokenizer
 
 HOSTILE = "<script>alert('x')</script> <img src=http://evil.example/x.png> ```"
 CONFIG = PPOConfig(episodes_per_rollout=16, num_envs=8, epochs=1, learning_rate_schedule="constant")
@@ -281,6 +281,10 @@ def test_settings_that_do_not_fit_together(data, tmp_path, changes, message):
         settings(data, tmp_path, **changes)
 
 
+def without_reward():
+    return TextTask.from_pairs({"train": [("a", "b")], "validation": [("c", "d")]})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -288,7 +292,7 @@ def test_settings_that_do_not_fit_together(data, tmp_path, changes, message):
         ({"env": "CartPole-v1"}, "unknown text environment"),
         ({"data": "pets.txt:x", "reward": "rouge_l"}, "cannot import module 'pets.txt'"),
         ({"data": __file__, "reward": "rouge_l"}, "neither a .jsonl nor a .csv"),
-        ({"data": "textgen_env.tasks:news_summary"}, "needs a reward"),
+        ({"data": f"{__name__}:without_reward"}, "needs a reward"),
         ({"env": "textgen_env/NewsSummary-v0", "reward": "rouge_k"}, "did you mean 'rouge_"),
         ({"env": "textgen_env/NewsSummary-v0", "reward": "json:dump_s"}, "no 'dump_s'"),
     ],
