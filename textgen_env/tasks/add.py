@@ -62,7 +62,7 @@ def add(
 
     >>> task = add(places=1)
     >>> [(prompt.text, prompt.references) for prompt in task.prompts()[-2:]]
-    [('9 + 8 =', ('7 1',)), ('9 + 9 =', ('8 1',))]
+    [('9 + 7 =', ('6 1',)), ('9 + 9 =', ('8 1',))]
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

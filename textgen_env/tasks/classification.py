@@ -112,7 +112,7 @@ def classification(topics: int = 4, num_prompts: int = 2000, seed: int = 0, mask
     Your own data (``data=``, see `read_classes`): columns ``text`` and ``label``.
 
     >>> classification(num_prompts=20, seed=1).prompts()[0].references
-    ('science',)
+    ('business',)
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

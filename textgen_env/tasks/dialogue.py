@@ -105,7 +105,7 @@ def dialogue(scenes: int = 2, num_prompts: int = 4000, seed: int = 0, correction
     ROUGE-L alone.
 
     >>> dialogue(num_prompts=20, seed=1).prompts()[0].references
-    ('A table for six people on Saturday at 7 pm, then.',)
+    ('A table for five people on Friday at 6 pm, then.',)
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

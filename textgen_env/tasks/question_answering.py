@@ -92,6 +92,10 @@ def question_answering(
 
     >>> prompt = question_answering(num_prompts=20, seed=1).prompts()[0]
     >>> print(prompt.text, prompt.references[0])
+    Felix has a goat . Felix lives in Corwin .
+    Question: Who lives in Corwin ?
+    Answer: Felix lives in Corwin
+
     Raises:
         ValueError: an argument is out of its range (the message says which).
     """

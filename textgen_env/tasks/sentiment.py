@@ -146,7 +146,7 @@ def sentiment(nouns: int = 6, num_prompts: int = 1500, seed: int = 0) -> TextTas
     Your own data (``data=``, see `read_openings`): column ``text``, of which the first words are the opening.
 
     >>> sentiment(num_prompts=20, seed=1).prompts()[0].text
-    'last winter we stayed at the island hotel and the rooms'
+    'in spring we stayed at the mountain hotel and the rooms'
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

@@ -61,7 +61,7 @@ def shortest_path(
 
     >>> task = shortest_path(nodes=5, degree=2, limit=6)
     >>> task.prompts()[0].text, task.oracle(task.prompts()[0])
-    ('a > b =', 'b')
+    ('a > b =', 'd b')
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

@@ -85,7 +85,7 @@ def steer_kl(
     The metadata of a prompt are its ``context_ids``, the tokens of its two words.
 
     >>> steer_kl(words=4, positive=1, steps=5, texts_per_prompt=2)
-    TextTask('steer_kl', train=12, validation=3, test=1)
+    TextTask('steer_kl', train=14, validation=2, test=0)
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

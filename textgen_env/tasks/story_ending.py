@@ -187,7 +187,7 @@ def story_ending(plots: int = 4, num_prompts: int = 4000, seed: int = 0) -> Text
     Your own data (``data=``, see `read_data`): columns ``context`` (one text, or a list of sentences) and ``ending``.
 
     >>> story_ending(num_prompts=20, seed=1).prompts()[0].references
-    ('Leo came too late to buy the kite.',)
+    ('Clara brought the rabbit back to Emma.',)
 
     Raises:
         ValueError: an argument is out of its range (the message says which).

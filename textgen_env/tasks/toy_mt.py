@@ -86,7 +86,7 @@ def toy_mt(
     The metadata of a prompt are its ``translation``, the right one.
 
     >>> toy_mt(num_prompts=8).splits["train"][0].metadata
-    {}
+    {'translation': 'uno avo rubo una kasa nova segat'}
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
@@ -113,7 +113,7 @@ def toy_mt(
     while len(drawn) < num_prompts:
         drawn[_sentence(*known, rng)] = None
     careless = _careless(known[2], corrupted, noise, seed)
-    sentences = {english(sentence): sentence for sentence in drawn}
+    sentences = {f"{english(sentence)} {SEPARATOR}": sentence for sentence in drawn}
     splits = TextTask.from_pairs([_prompt(text, sentence) for text, sentence in sentences.items()]).splits
     train = [
         replace(prompt, references=(word_by_word(sentences[prompt.text]),))
@@ -140,7 +140,7 @@ def _sentence(nouns: Sequence[str], adjectives: Sequence[str], verbs: Sequence[s
 
 def _prompt(text: str, sentence: Sentence) -> Prompt:
     translation = translate(sentence)
-    return Prompt(f"{text} {SEPARATOR}", (translation,), {"translation": translation})
+    return Prompt(text, (translation,), {"translation": translation})
 
 
 def _careless(verbs: Sequence[str], share: float, noise: Noise, seed: int) -> Callable[[Sentence], bool]:
