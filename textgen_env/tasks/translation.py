@@ -80,7 +80,7 @@ def translation(
 
     >>> prompt = translation(num_prompts=20, seed=1).prompts()[0]
     >>> prompt.text, prompt.references
-    ('the cow does not see a letter\\nFrench:', ('la vache ne voit pas une lettre',))
+    ('the green king does not sell the white letter\\nFrench:', ('le roi vert ne vend pas la lettre blanche',))
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
