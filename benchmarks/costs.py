@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.trial import Job
@@ -37,9 +38,12 @@ class Costs:
         return statistics.median(fixed) + job.budget * statistics.median(learning)
 
     def total(self, jobs: Sequence[Job]) -> float:
-        """CPU seconds of several; an unknown one counts as the mean of the known, or as 1."""
-        known = [cost for cost in map(self.of, jobs) if cost is not None]
-        return sum(known) + (len(jobs) - len(known)) * (statistics.fmean(known) if known else 1.0)
+        """CPU seconds of several; an unknown one counts as the mean of all that is known, or as 1."""
+        return sum(self._typical(job) if (cost := self.of(job)) is None else cost for job in jobs)
+
+    def _typical(self, job: Job) -> float:
+        known = [self.of(replace(job, task=task, contender=contender)) for task, contender in self._cells]
+        return statistics.fmean(cost for cost in known if cost is not None) if known else 1.0
 
     def stated(self, jobs: Sequence[Job]) -> str:
         """The estimate in words, with what is not in it."""
