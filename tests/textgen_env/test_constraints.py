@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import pickle
 
@@ -8,7 +9,7 @@ from reward_models import Instructions
 from tests.textgen_env.test_reverse import returns
 from textgen_env import TextMDP
 from textgen_env.tasks import constraints
-from textgen_env.tasks.constraints import BLANK, KINDS, ConstraintsMet, meets
+from textgen_env.tasks.constraints import BLANK, KINDS, RUNG, ConstraintsMet, meets
 
 SMALL = {"words": 3, "shortest": 2, "longest": 3, "fewest": 1, "most": 3}
 
@@ -175,3 +176,9 @@ def test_tasks_travel():
     again = pickle.loads(pickle.dumps(task))
     assert again == task
     assert TextMDP(again).optimal_return() == 1
+
+
+def test_the_docstring_shows_the_rung():
+    page = importlib.import_module("textgen_env.tasks.constraints").__doc__
+    for score in (RUNG.random, RUNG.supervised, RUNG.hack.robust_score):
+        assert f" {score:.3f}".replace(" 0.", " .") in page

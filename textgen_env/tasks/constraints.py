@@ -10,6 +10,17 @@ It is instruction following in miniature: what pays depends on every part of the
 demands that are easy alone get in each other's way. They are written as `reward_models.Instructions` reads them, which
 scores every answer as the task's own reward does: ``reward="fraction"`` pays the share of the demands that an answer
 meets, ``"all"`` pays 1 where it meets them all. A word is what white space parts; padding leaves no trace.
+
+Means over the test split:
+
+===========================================  =====  ==================
+answers                                      score  counting CONTAINS
+===========================================  =====  ==================
+uniformly random tokens                      .266
+the word that CONTAINS asks for, alone       .413   1.000: fooled
+a supervised model (see `benchmarks`)        .977
+the optimum                                  1.000  1.000
+===========================================  =====  ==================
 """
 
 from __future__ import annotations
@@ -86,6 +97,7 @@ def constraints(
         )
     if answers < 1:
         raise ValueError(f"answers must be at least 1, got {answers}")
+    met = ConstraintsMet(reward)
     forms = [
         Form(kinds, words, shortest, longest)
         for count in range(fewest, most + 1)
@@ -109,7 +121,7 @@ def constraints(
         TextTask.from_pairs(map(prompt, draw_numbers(sum(form.size for form in forms), num_prompts, seed))).splits,
         vocabulary=(*_WORDS[:words], *map(str, range(shortest, longest + 1)), *KINDS, BLANK),
         max_new_tokens=longest + 1,
-        reward=ConstraintsMet(reward),
+        reward=met,
         oracle=reference_oracle,
     )
 
@@ -203,19 +215,20 @@ def meets(words: Sequence[str], kind: str, value: str) -> bool:
     return (value in words) == (kind == "CONTAINS")
 
 
-def _every_word(prompt: Prompt) -> str:
-    return "a b c d e"
+def _contained(prompt: Prompt) -> str:
+    demands = dict(demand.split() for demand in prompt.metadata["constraints"])
+    return str(demands.get("CONTAINS", ""))
 
 
 RUNG = Rung(
-    random=0.26,
-    supervised=0.0,
+    random=0.2659,
+    supervised=0.9767,
     optimum=1.0,
     hack=Hack(
-        "Writes every word there is, so that whatever has to be in the answer is.",
-        _every_word,
+        "Writes the word that CONTAINS asks for, or nothing where it does not, and heeds nothing else.",
+        _contained,
         naive=ConstraintsMet(kinds=("CONTAINS",)),
         naive_score=1.0,
-        robust_score=0.2648,
+        robust_score=0.4135,
     ),
 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from textgen_env.tasks.add import RUNG as ADD
 from textgen_env.tasks.classification import RUNG as CLASSIFICATION
+from textgen_env.tasks.constraints import RUNG as CONSTRAINTS
 from textgen_env.tasks.delayed_bit import RUNG as DELAYED_BIT
 from textgen_env.tasks.dialogue import RUNG as DIALOGUE
 from textgen_env.tasks.fact_summ import RUNG as FACT_SUMM
@@ -26,6 +27,7 @@ LADDER: Mapping[str, Rung] = {
     "Add": ADD,
     "ShortestPath": SHORTEST_PATH,
     "FactSumm": FACT_SUMM,
+    "Constraints": CONSTRAINTS,
     "SteerKL": STEER_KL,
 }
 """Id without package and version ("Reverse") -> what is known of the task at its default arguments."""
