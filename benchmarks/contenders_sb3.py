@@ -2,6 +2,11 @@
 
 Its options are SB3's own (`presets/sb3_ppo.json`), under their names in the documentation of
 ``stable_baselines3.PPO``, with the number of environments and the schedule of the learning rate beside them.
+
+Rollouts of 1,024 states, batches of 256, four epochs, an entropy bonus of .01 and a linear schedule are RL Zoo's for
+Atari (``hyperparams/ppo.yml`` of rl-baselines3-zoo); γ = 1, as for all. The learning rate, 1e-3, is the better of two
+on Reverse with a seed that no figure uses: with 3e-4 it was solved later. SB3's defaults (2,048 states, batches of 64,
+ten epochs, 3e-4) cost three times the CPU seconds. It knows no KL to a reference and no action masks.
 """
 
 from __future__ import annotations
