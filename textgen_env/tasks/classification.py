@@ -23,6 +23,7 @@ from textgen_env.tasks.games import reference_oracle
 from textgen_env.tasks.news_summary import casts
 from textgen_env.tasks.news_templates import ASIDES, TOPICS
 from textgen_env.tasks.own_data import or_own_data, read_data
+from textgen_env.tasks.records import field_of
 from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.tasks.templates import distinct_prompts, sentence
 from textgen_env.tokenizer import TextTokenizer
@@ -30,6 +31,7 @@ from textgen_env.types import Prompt
 
 TEMPLATE = "{prompt}\nTopic:"
 LABELS = tuple(TOPICS)
+_DEFAULT_TOPICS = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,10 @@ def read_classes(
     """
 
     def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
-        number = row.get(reference_field)
+        try:
+            number = field_of(row, reference_field)
+        except KeyError:
+            return row  # Columns says what is missing
         if not isinstance(number, int):
             return row
         if labels is None or not 0 <= number < len(labels):
@@ -100,7 +105,9 @@ def read_classes(
 
 
 @or_own_data(read_classes)
-def classification(topics: int = 4, num_prompts: int = 2000, seed: int = 0, mask: bool = False) -> TextTask:
+def classification(
+    topics: int = _DEFAULT_TOPICS, num_prompts: int = 2000, seed: int = 0, mask: bool = False
+) -> TextTask:
     """Texts of two sentences, each with the word of its topic as reference.
 
     Args:
@@ -147,8 +154,8 @@ def contains_reference(completions: list[str], references: list[list[str]]) -> l
 
 
 def every_label(prompt: Prompt) -> str:
-    """All labels, one after the other."""
-    return " ".join(LABELS)
+    """All labels that there are by default, one after the other."""
+    return " ".join(LABELS[:_DEFAULT_TOPICS])
 
 
 RUNG = Rung(

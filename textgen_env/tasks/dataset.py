@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from textgen_env.lookup import did_you_mean
-from textgen_env.tasks.records import Columns, Record, read_csv, read_jsonl
+from textgen_env.tasks.records import Change, Columns, Record, read_csv, read_jsonl
 from textgen_env.types import AllowedTokens, Prompt
 
 Pair: TypeAlias = Prompt | str | tuple[str, str | Sequence[str] | None]
@@ -152,6 +152,7 @@ class TextTask:
         template: str = "{prompt}",
         name: str | None = None,
         fractions: Fractions = FRACTIONS,
+        change: Change | None = None,
     ) -> TextTask:
         """A task from JSON lines, one object a line; fields not named become metadata.
 
@@ -163,12 +164,13 @@ class TextTask:
                 ``"{passage} Question: {prompt} Answer:"``.
             name: the task's name, by default that of the (first) file.
             fractions: shares of train, validation and test; they sum to 1.
+            change: applied to every record before it is read: from its fields to those that are wanted.
 
         Raises:
             ValueError: a record is malformed; the message names file, line and field.
             OSError: a file cannot be read.
         """
-        columns = Columns(prompt_field, reference_field, template)
+        columns = Columns(prompt_field, reference_field, template, change)
         return cls._from_files(path, read_jsonl, columns, name, fractions)
 
     @classmethod
@@ -181,9 +183,10 @@ class TextTask:
         template: str = "{prompt}",
         name: str | None = None,
         fractions: Fractions = FRACTIONS,
+        change: Change | None = None,
     ) -> TextTask:
         """A task from a CSV file with a header. Arguments and errors as for ``from_jsonl``."""
-        columns = Columns(prompt_field, reference_field, template)
+        columns = Columns(prompt_field, reference_field, template, change)
         return cls._from_files(path, read_csv, columns, name, fractions)
 
     @classmethod
@@ -196,6 +199,7 @@ class TextTask:
         template: str = "{prompt}",
         name: str | None = None,
         fractions: Fractions = FRACTIONS,
+        change: Change | None = None,
         load_kwargs: Mapping[str, Any] | None = None,
     ) -> TextTask:
         """A task from a Hugging Face ``Dataset`` or ``DatasetDict``. Other arguments as for ``from_jsonl``.
@@ -217,7 +221,7 @@ class TextTask:
         dataset = load_named(dataset, load_kwargs)
         if isinstance(dataset, Mapping) and list(dataset) == ["train"]:
             dataset = dataset["train"]
-        columns = Columns(prompt_field, reference_field, template)
+        columns = Columns(prompt_field, reference_field, template, change)
         title = name or "dataset"
 
         def read(rows: Iterable[Mapping[str, Any]], split: str | None) -> Iterator[Prompt]:

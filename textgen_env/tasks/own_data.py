@@ -12,21 +12,17 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from textgen_env.lookup import did_you_mean
 from textgen_env.tasks.dataset import FRACTIONS, Fractions, TextTask, load_named
 from textgen_env.tasks.games import reference_oracle
-from textgen_env.tasks.records import read_csv, read_jsonl
-
-Row: TypeAlias = Mapping[str, Any]
-Change: TypeAlias = Callable[[Row], Row]
+from textgen_env.tasks.records import Change
 
 _TASK_OF = {".jsonl": TextTask.from_jsonl, ".csv": TextTask.from_csv}
-_RECORDS_OF = {".jsonl": read_jsonl, ".csv": read_csv}
 
 BEST_AT_A_REFERENCE = frozenset(("bleu", "chrf", "exact_match", "rouge_1", "rouge_l", "rouge_lsum", "ter", "token_f1"))
 """Rewards under which no text earns more than a reference that has a word."""
@@ -69,26 +65,25 @@ def read_data(
         OSError: a file cannot be read.
         ImportError: a dataset is named, and ``datasets`` is not installed.
     """
-    suffix = _suffix(data)
     columns: dict[str, Any] = {
         "prompt_field": prompt_field,
         "reference_field": reference_field,
         "template": template,
         "fractions": fractions,
-        "name": name or (None if suffix else _title(data)),
+        "change": change,
     }
-    if suffix is None:
-        rows = _by_split(_with_named_classes, load_named(data, load_kwargs))
-    elif load_kwargs:
-        raise TypeError("load_kwargs are for a dataset given by name or folder, not for files")
-    elif change is None:
-        return under(_TASK_OF[suffix](data, **columns), reward)
+    suffix = _suffix(data)
+    if suffix is not None:
+        if load_kwargs:
+            raise TypeError("load_kwargs are for a dataset given by name or folder, not for files")
+        return under(_TASK_OF[suffix](data, name=name, **columns), reward)
+    name = name or (str(data) if isinstance(data, (str, PathLike)) else "dataset")
+    rows = load_named(data, load_kwargs)
+    if isinstance(rows, Mapping):
+        rows = {split: _with_named_classes(part) for split, part in rows.items()}
     else:
-        read = _RECORDS_OF[suffix]
-        rows = _by_split(lambda file: (record for _, record in read(file)), data)
-    if change is not None:
-        rows = _by_split(functools.partial(map, change), rows)
-    return under(TextTask.from_dataset(rows, **columns), reward)
+        rows = _with_named_classes(rows)
+    return under(TextTask.from_dataset(rows, name=name, **columns), reward)
 
 
 def under(task: TextTask, reward: Any) -> TextTask:
@@ -143,13 +138,6 @@ def or_own_data(read: Callable[..., TextTask]) -> Callable[[Callable[..., TextTa
     return decorate
 
 
-def _by_split(function: Callable[[Any], Iterable[Any]], source: Any) -> Any:
-    """The function of each split's part, or of the one source."""
-    if isinstance(source, Mapping):
-        return {split: function(part) for split, part in source.items()}
-    return function(source)
-
-
 def _with_named_classes(rows: Any) -> Any:
     """Rows in which the classes that a dataset numbers have the names that it gives them."""
     features = getattr(rows, "features", None) or {}
@@ -157,7 +145,7 @@ def _with_named_classes(rows: Any) -> Any:
     if not names:
         return rows
 
-    def named(row: Row) -> Row:
+    def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
         numbers = {column: row[column] for column in names if row[column] is not None}
         return {**row, **{column: names[column][number] for column, number in numbers.items()}}
 
@@ -176,7 +164,3 @@ def _suffix(data: Any) -> str | None:
     if isinstance(data, Mapping) or Path(wrong).is_file():
         raise ValueError(f"'{wrong}': files of your own end in {' or '.join(_TASK_OF)}, all in the same")
     return None
-
-
-def _title(data: Any) -> str:
-    return str(data) if isinstance(data, (str, PathLike)) else "dataset"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, TypeAlias
@@ -15,6 +15,9 @@ from textgen_env.types import Prompt
 
 Record: TypeAlias = tuple[str, Mapping[str, Any]]
 """Where a record stands ("data.jsonl, line 3"), and its fields."""
+
+Change: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From the fields of a record to those that are read; a ``ValueError`` it raises is told with the record's place."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COLUMN = re.compile(r"\{(\w+)\}")
@@ -34,6 +37,8 @@ class Columns:
     """A string or a list of strings; null, "" and [] mean "no reference". ``None``: no such field."""
     template: str = "{prompt}"
     """What the prompt is written into; it may name metadata columns too. Other braces stay as they are."""
+    change: Change | None = None
+    """Applied to every record before it is read."""
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
@@ -45,6 +50,11 @@ class Columns:
         Raises:
             ValueError: a field is absent, empty or of the wrong type; the message starts with ``where``.
         """
+        if self.change is not None:
+            try:
+                record = self.change(record)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
         values: list[Any] = [None, None]
         for place, (argument, column) in enumerate(
             (("prompt_field", self.prompt), ("reference_field", self.reference))

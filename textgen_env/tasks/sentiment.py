@@ -6,7 +6,7 @@
 A sentiment scorer (``sentiment_lexicon``, VADER's rules on a word list) judges the continuation, and pays only if it is
 one: it agrees with the noun that the opening ends with, says of every noun what can be said of it, and ends. All else
 earns −1. What can be said is finite (`continuations`), so the optimum is found by enumeration; it depends on the noun.
-The references of the train split are continuations of every mood, so that imitating them earns little.
+The references are of every mood and most often neutral, so that imitating them earns nothing.
 
 It is the task that libraries for RL on language models show first (Ziegler et al. 2019, section 3.1), with its known
 hack in view: without the grammar, one superlative written over and over earns nearly 1.
@@ -37,7 +37,7 @@ NOUNS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "soup": ("was", ("delicious", "fresh", "hot", "bland", "awful")),
     "beds": ("were", ("splendid", "comfortable", "high", "hard", "broken")),
 }
-"""Noun -> its verb, and what can be said of it."""
+"""Noun -> its verb, and what can be said of it, from the best to the worst."""
 ADVERBS = ("", "very ", "slightly ")
 ENDS = (".", "!")
 _WHEN = ("last summer", "last winter", "in spring", "in autumn", "in may", "this year", "two years ago", "for a week")
@@ -105,15 +105,18 @@ def read_openings(
             Texts that are no longer go without a reference.
 
     Raises:
-        ValueError: ``opening_words`` is below 1.
+        ValueError: ``opening_words`` is below 1, or a text is no string (the message says where).
     """
     if opening_words is not None and opening_words < 1:
         raise ValueError(f"opening_words must be at least 1, or None, got {opening_words}")
 
     def opening(row: Mapping[str, Any]) -> Mapping[str, Any]:
-        text = field_of(row, prompt_field)
-        if opening_words is None or not isinstance(text, str):
-            return row
+        try:
+            text = field_of(row, prompt_field)
+        except KeyError:
+            return row  # Columns says what is missing
+        if not isinstance(text, str):
+            raise ValueError(f"field '{prompt_field}': expected a string, got {type(text).__name__}")
         words = text.split()
         opening, rest = " ".join(words[:opening_words]), " ".join(words[opening_words:])
         return {**row, prompt_field: opening, _REST: rest}
@@ -127,11 +130,12 @@ def read_openings(
         name=name,
         fractions=fractions,
         load_kwargs=load_kwargs,
-        change=opening,
+        change=None if opening_words is None else opening,
     )
 
 
-_REST = "rest"
+_REST = "the rest"
+"""A column that no data has."""
 
 
 @or_own_data(read_openings)
@@ -171,11 +175,17 @@ def _opening(nouns: tuple[str, ...], rng: random.Random) -> Prompt:
 
 
 def _continuation(noun: str, rng: random.Random) -> str:
-    told = rng.choice(_clauses(noun))
+    told = _clause(noun, rng)
     if rng.random() < 0.8:
         other = rng.choice([each for each in NOUNS if each != noun])
-        told += f" and the {other} {rng.choice(_clauses(other))}"
-    return f"{told} {rng.choice(ENDS)}"
+        told += f" and the {other} {_clause(other, rng)}"
+    return f"{told} {rng.choices(ENDS, (3, 1))[0]}"
+
+
+def _clause(noun: str, rng: random.Random) -> str:
+    """One clause of those that there are; the plain and neutral ones are the most frequent."""
+    verb, adjectives = NOUNS[noun]
+    return f"{verb} {rng.choices(ADVERBS, (3, 1, 1))[0]}{rng.choices(adjectives, (1, 2, 4, 2, 1))[0]}"
 
 
 def _vocabulary() -> tuple[str, ...]:

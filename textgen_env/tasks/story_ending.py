@@ -7,7 +7,8 @@ The kind of story and the thing stand in the first sentence, a friend and an eff
 says, without naming anything, how it goes on: well, badly, or with the friend's help. So there is one right ending,
 and it needs all of the story. (ROCStories, Mostafazadeh et al. 2016, has stories of this shape by people.)
 
-The reward is ROUGE-L with that ending, its optimum 1. Over the test split at the default arguments (`RUNG`):
+The reward is ROUGE-L with that ending, its optimum 1. A reward that asks for a happy ending instead is given one, the
+same for every story (`RUNG`).
 """
 
 from __future__ import annotations
