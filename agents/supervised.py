@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +12,15 @@ from torch import Tensor, nn
 
 from agents.config import option
 from agents.policy import TextPolicy
+from agents.training_loop import LoopConfig, TrainingLoop
 from textgen_env import TextMDP
 
 
 @dataclass
-class SupervisedConfig:
-    """Options of the warm start."""
+class SupervisedConfig(LoopConfig):
+    """Options of the warm start; the items of its loop are (prompt, reference) pairs."""
 
-    epochs: float = option(1.0, "passes over the training pairs; may be a fraction")
-    batch_size: int = option(32, "pairs an optimiser step")
-    learning_rate: float | None = option(None, "peak of the cosine schedule; by default 0.25 / hidden width")
-    warmup: float = option(0.05, "fraction of the steps over which the learning rate rises")
-    weight_decay: float = option(0.01, "decoupled weight decay")
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
     prompt_loss_weight: float = option(0.0, "weight of the prompt's own tokens in the loss; 0 learns answers alone")
-
-    def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be above 0, got {self.epochs} and {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -89,32 +79,21 @@ def supervised_fit(
 
     Raises:
         ValueError: the split has no references.
+        FloatingPointError: the gradients are not finite.
     """
     config = config or SupervisedConfig()
     pairs = reference_pairs(mdp)
-    count = len(pairs.lengths_N)
-    steps = max(1, math.ceil(config.epochs * count / config.batch_size))
-    rate = config.learning_rate or 0.25 / policy.value_head.in_features
-    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay, betas=(0.9, 0.95))
-    warmup = max(1, round(config.warmup * steps))
+    width = policy.value_head.in_features
+    loop = TrainingLoop(policy.model.parameters(), len(pairs.lengths_N), config, width=width, seed=seed)
     losses: list[float] = []
-    order = _epochs(count, np.random.default_rng(seed))
-    for step in range(steps):
-        progress = (step - warmup) / max(1, steps - warmup)
-        factor = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress))
-        for group in optimiser.param_groups:
-            group["lr"] = rate * factor
-        rows = [next(order) for _ in range(min(config.batch_size, count))]
+    for rows in loop:
         loss, answer_loss = pair_loss(policy, pairs, rows, config.prompt_loss_weight)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        loop.update()
         losses.append(answer_loss)
         if on_step is not None:
-            on_step(step + 1, steps, losses[-1])
-    return float(np.mean(losses[-max(1, steps // 10) :]))
+            on_step(loop.step, loop.steps, answer_loss)
+    return float(np.mean(losses[-max(1, loop.steps // 10) :]))
 
 
 def pair_loss(
@@ -140,8 +119,3 @@ def pair_loss(
     is_answer_N = answer[rows_N, columns_N].to(policy.device)
     weights_N = torch.where(is_answer_N, 1.0, prompt_loss_weight)
     return (nll_N * weights_N).sum() / weights_N.sum(), float(nll_N[is_answer_N].mean().detach())
-
-
-def _epochs(count: int, generator: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from generator.permutation(count).tolist()
