@@ -11,7 +11,8 @@ from agents.base import TextAlgorithm
 from agents.evaluation import evaluate
 from benchmarks.markov import divergence, next_word, written
 from textgen_env import TextMDP
-from textgen_env.tasks.markov import FIRST_WORD_ID
+from textgen_env.tasks.markov import FIRST_WORD_ID, MarkovOracle
+from textgen_env.tasks.match_corpus import OracleLogLikelihood
 from textgen_env.tasks.steer_kl import Steering, WordValues
 
 _TEXTS_PER_PROMPT = 32
@@ -56,10 +57,43 @@ def _steering(mdp: TextMDP) -> Steering:
     return mdp.task.reward.steering
 
 
-OBJECTIVES: Mapping[str, Objective] = {"return": greedy_return, "regularised_return": regularised_return}
+def negative_kl(agent: TextAlgorithm, mdp: TextMDP) -> float:
+    """MatchCorpus' −KL(q‖p), nats a completion: of the agent's samples at its temperature, exact at every place.
+
+    Raises:
+        ValueError: the task is not MatchCorpus.
+    """
+    chain = chain_of(mdp)
+    texts = written(agent, mdp, _TEXTS_PER_PROMPT * len(mdp.prompts), seed=0)
+    return -float(divergence(*next_word(agent.policy, texts, chain.log_probs_WWW)).mean())
+
+
+def chain_of(mdp: TextMDP) -> MarkovOracle:
+    """The chain that MatchCorpus' corpus is drawn from.
+
+    Raises:
+        ValueError: the task is not MatchCorpus.
+    """
+    if not isinstance(mdp.task.reward, OracleLogLikelihood):
+        raise ValueError(f"'negative_kl' is measured on MatchCorpus, whose chain is known, not on '{mdp.task.name}'")
+    return mdp.task.reward.chain
+
+
+def _no_divergence(mdp: TextMDP) -> float:
+    """The optimum of `negative_kl`: the chain itself."""
+    chain_of(mdp)
+    return 0.0
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "return": greedy_return,
+    "regularised_return": regularised_return,
+    "negative_kl": negative_kl,
+}
 """By the name that `Setup.objective` has."""
 OPTIMA: Mapping[str, Callable[[TextMDP], float]] = {
     "return": TextMDP.optimal_return,
     "regularised_return": optimal_regularised_return,
+    "negative_kl": _no_divergence,
 }
 """The best there is of each."""

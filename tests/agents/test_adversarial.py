@@ -11,7 +11,7 @@ from textgen_env import TextGenVectorEnv, TextMDP, TextTask, TextTokenizer
 from textgen_env.tasks.match_corpus import markov_oracle, match_corpus
 from textgen_env.tokenizer import word_tokenizer
 
-TASK = {"words": 3, "steps": 3, "sharpness": 2.5}
+TASK = {"words": 3, "steps": 3, "sharpness": 2.5, "intricate": 0, "loyalty": 0.0}
 
 
 def make(algorithm=REINFORCE, **options):

@@ -23,9 +23,8 @@ def test_the_measured_divergence_is_that_of_enumeration():
 
 def test_a_seed_that_lost_is_counted():
     def result(adversarial):
-        return {
-            name: {"kl_q_p": value} for name, value in (("best", 2.0), ("constant", 3.0), ("adversarial", adversarial))
-        }
+        values = {"best": 2.0, "constant": 3.0, "adversarial": adversarial, "oracle": 0.5}
+        return {name: {"kl_q_p": value} for name, value in values.items()}
 
     table = summary([result(1.0), result(2.5)])
     assert table["kl_q_p below best"]["seeds"] == 1

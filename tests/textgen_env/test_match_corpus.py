@@ -7,9 +7,10 @@ import pytest
 
 from textgen_env import TextMDP
 from textgen_env.tasks import match_corpus
-from textgen_env.tasks.match_corpus import markov_oracle, random_return
+from textgen_env.tasks.markov import markov_oracle
+from textgen_env.tasks.match_corpus import OracleLogLikelihood
 
-SMALL = {"words": 3, "steps": 3, "sharpness": 1.5}
+SMALL = {"words": 3, "steps": 3, "sharpness": 1.5, "intricate": 1, "loyalty": 0.5}
 PAD, EOS, A, B, C = range(5)
 
 
@@ -79,29 +80,46 @@ def test_the_optimum_of_its_reward_is_the_most_likely_completion():
     assert mdp.optimal_return() == pytest.approx(np.mean(best))
 
 
-def test_random_return_is_that_of_enumeration():
-    oracle = markov_oracle(**SMALL)
-    contexts = itertools.product((A, B, C), repeat=2)
-    expected = np.mean([everything(oracle, context)[1].mean() for context in contexts])
-    assert random_return(**SMALL) == pytest.approx(expected, abs=1e-12)
-
-
 def test_the_declared_figures():
-    oracle = markov_oracle()
+    chain = OracleLogLikelihood().chain
     uniform = np.full((16, 16, 16), 1 / 16)
     collapsed = [
-        oracle.log_prob(context, oracle.most_likely(context)).sum()
+        chain.log_prob(context, chain.most_likely(context)).sum()
         for context in itertools.product(range(2, 18), repeat=2)
     ]
-    assert oracle.entropy().mean() == pytest.approx(19.50, abs=0.005)
-    assert -random_return() == pytest.approx(52.62, abs=0.005)
-    assert oracle.expected(uniform, np.log(uniform) - oracle.log_probs_WWW).mean() == pytest.approx(19.35, abs=0.005)
-    assert 12 * np.log(16) == pytest.approx(33.27, abs=0.005)
-    assert -np.mean(collapsed) == pytest.approx(6.66, abs=0.005)
+    assert chain.entropy().mean() == pytest.approx(36.68, abs=0.005)
+    assert chain.expected(uniform, -chain.log_probs_WWW).mean() == pytest.approx(96.42, abs=0.005)
+    assert chain.expected(uniform, np.log(uniform) - chain.log_probs_WWW).mean() == pytest.approx(40.97, abs=0.005)
+    assert 20 * np.log(16) == pytest.approx(55.45, abs=0.005)
+    assert -np.mean(collapsed) == pytest.approx(14.64, abs=0.005)
+
+
+def test_the_two_registers():
+    words, intricate, loyalty = 6, 2, 1.5
+    plain = markov_oracle(words, sharpness=0.5).log_probs_WWW
+    logits = markov_oracle(words, sharpness=0.5, intricate=intricate, loyalty=loyalty).log_probs_WWW.copy()
+    same = (np.arange(words) >= 4)[:, None] == (np.arange(words) >= 4)
+    logits -= loyalty * same
+
+    def centred(table):
+        return table - table.mean(-1, keepdims=True)
+
+    assert centred(logits)[:, :4] == pytest.approx(centred(plain)[:, :4])
+
+    def both_ways(table):
+        """What is left of logits when each word's own share is taken off: nothing, where words matter by themselves."""
+        table = centred(table)
+        return table - table.mean(0) - table.mean(1, keepdims=True) + table.mean((0, 1))
+
+    assert np.abs(both_ways(logits[:, :4])).max() < 1e-12
+    assert both_ways(logits[:, 4:]).std() > 0.5
+    wide = markov_oracle(40, sharpness=0.5, intricate=20).log_probs_WWW
+    assert centred(wide)[:, :20].std() == pytest.approx(0.5, rel=0.1)
+    assert centred(wide)[:, 20:].std() == pytest.approx(2.0, rel=0.05)
 
 
 def test_the_corpus_is_a_sample_with_its_repeats():
-    task = match_corpus(words=2, steps=2, texts_per_prompt=50)
+    task = match_corpus(words=2, steps=2, texts_per_prompt=50, intricate=0)
     prompts = [prompt for split in task.splits.values() for prompt in split]
     assert len(prompts) == 4
     for prompt in prompts:
@@ -128,19 +146,20 @@ def test_the_mask_lets_words_through():
     while not over:
         _, reward, over, _, info = env.step(env.action_space.sample(mask=info["action_mask"]))
         total += reward
-    assert total == pytest.approx(
-        markov_oracle().log_prob(info["completion"].prompt.metadata["context_ids"], info["completion"].token_ids).sum()
-    )
+    written = info["completion"]
+    chain = OracleLogLikelihood().chain
+    assert total == pytest.approx(chain.log_prob(written.prompt.metadata["context_ids"], written.token_ids).sum())
     assert info["stop_reason"] == "length"
 
 
 @pytest.mark.parametrize(("ids", "words_lost"), [((EOS,), 3), ((A, EOS), 2), ((PAD, PAD, PAD), 3), ((A, B, EOS), 1)])
 def test_what_is_no_text_pays(ids, words_lost):
     mdp = TextMDP(match_corpus(**SMALL, texts_per_prompt=1))
-    worst = markov_oracle(**SMALL).log_probs_WWW.min()
+    chain = markov_oracle(**SMALL)
+    worst = chain.log_probs_WWW.min()
     value = mdp.returns([mdp.complete(0, ids, "eos" if EOS in ids else "length")])[0]
     assert -20.0 * words_lost + 3 * worst <= value <= -20.0 * words_lost
-    assert value < random_return(**SMALL)
+    assert value < chain.expected(np.full((3, 3, 3), 1 / 3), chain.log_probs_WWW).mean()  # uniformly random words
 
 
 @pytest.mark.parametrize(
@@ -150,6 +169,7 @@ def test_what_is_no_text_pays(ids, words_lost):
         ({"words": 53}, "words must lie between 2 and 52, got 53"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"sharpness": -1.0}, "sharpness must be at least 0, got -1.0"),
+        ({"intricate": 17}, "intricate must lie between 0 and words=16, got 17"),
         ({"texts_per_prompt": 0}, "texts_per_prompt must be at least 1, got 0"),
     ],
 )

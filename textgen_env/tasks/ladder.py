@@ -10,6 +10,7 @@ from textgen_env.tasks.constraints import RUNG as CONSTRAINTS
 from textgen_env.tasks.delayed_bit import RUNG as DELAYED_BIT
 from textgen_env.tasks.dialogue import RUNG as DIALOGUE
 from textgen_env.tasks.fact_summ import RUNG as FACT_SUMM
+from textgen_env.tasks.match_corpus import RUNG as MATCH_CORPUS
 from textgen_env.tasks.news_summary import RUNG as NEWS_SUMMARY
 from textgen_env.tasks.question_answering import RUNG as QUESTION_ANSWERING
 from textgen_env.tasks.reverse import RUNG as REVERSE
@@ -29,6 +30,7 @@ LADDER: Mapping[str, Rung] = {
     "FactSumm": FACT_SUMM,
     "Constraints": CONSTRAINTS,
     "SteerKL": STEER_KL,
+    "MatchCorpus": MATCH_CORPUS,
 }
 """Id without package and version ("Reverse") -> what is known of the task at its default arguments."""
 

@@ -1,11 +1,13 @@
 """Built-in task: write as a corpus does, where the distribution that the corpus was drawn from is known.
 
-    g c   →   a n n d k o b a p c c h
+    g c   →   l p h h b h c c h h i h c o k j m k n p
 
 The corpus is drawn from a Markov chain of second order: the next word follows from the two words before it, the
-first two being the prompt. All texts have the same length, so that nobody wins by writing less. Nobody rewards a
-single text here; what counts is the *distribution* of the completions, policy q against chain p, and both directions
-of the divergence are needed to judge it:
+first two being the prompt. Half of the words are plain, half intricate: what follows an intricate one has to be known
+by heart for every pair (`textgen_env.tasks.markov`), and texts keep to one register for long. A small policy cannot
+know it all; which part it gives up is what divergences differ in. All texts have the same length, so that nobody wins
+by writing less. Nobody rewards a single text here; what counts is the *distribution* of the completions, policy q
+against chain p, and both directions of the divergence are needed to judge it:
 
 - KL(q‖p) = E_q[log q − log p], estimated with samples of the policy and its own log-probabilities: whether what it
   writes could stand in the corpus. It forgives a policy that knows only some of the texts.
@@ -22,9 +24,9 @@ at the default arguments, in nats a completion:
 ==========================================  =====  =======  ===========
 policy                                      NLL    KL(q‖p)  its entropy
 ==========================================  =====  =======  ===========
-the chain itself, the optimum               19.50  0        19.50
-uniformly random words                      52.62  19.35    33.27
-the most likely completion: mode collapse   6.66   6.66     0
+the chain itself, the optimum               36.68  0        36.68
+uniformly random words                      96.42  40.97    55.45
+the most likely completion: mode collapse   14.64  14.64    0
 ==========================================  =====  =======  ===========
 
 KL(p‖q) of the collapsed policy is infinite. A discriminator between corpus and policy as the reward is what the task
@@ -49,22 +51,21 @@ from textgen_env.tasks.markov import (
     text_of,
     words_only,
 )
+from textgen_env.tasks.rung import Hack, Rung
 from textgen_env.types import Prompt
-
-__all__ = ["MarkovOracle", "OracleLogLikelihood", "markov_oracle", "match_corpus", "random_return"]
 
 _NOT_A_WORD = -20.0
 
 
 def match_corpus(
     words: int = 16,
-    steps: int = 12,
+    steps: int = 20,
     texts_per_prompt: int = 32,
-    sharpness: float = 2.0,
+    sharpness: float = 0.7,
     seed: int = 0,
     mask: bool = False,
-    intricate: int = 0,
-    loyalty: float = 0.0,
+    intricate: int = 8,
+    loyalty: float = 2.5,
 ) -> TextTask:
     """A prompt for each pair of words, and texts of the chain that go on from it as its references.
 
@@ -72,24 +73,25 @@ def match_corpus(
         words: how many there are, at most 52; the prompts are their ``words²`` ordered pairs.
         steps: words of a completion.
         texts_per_prompt: references of a prompt. Repeats are kept: the references are a sample, not a set.
-        sharpness: standard deviation of the chain's logits; 0 makes every word equally likely.
+        sharpness: standard deviation of the chain's logits after a plain word; after an intricate one four times that.
         seed: draws the chain and the corpus.
         mask: allow words only. The chain writes neither padding nor EOS, so without a mask the KL(q‖p) of any policy
             that gives them a probability is infinite: set it where that is measured.
+        intricate: words of the intricate register; 0 makes all plain.
+        loyalty: what is added to the logits of the words of the last word's register.
 
     The metadata of a prompt are its ``context_ids``, the tokens of its two words.
 
-    >>> match_corpus(words=4, steps=5, texts_per_prompt=2).prompts()[0].text
+    >>> match_corpus(words=4, steps=5, texts_per_prompt=2, intricate=2).prompts()[0].text
     'a a'
 
     Raises:
         ValueError: an argument is out of its range (the message says which).
     """
-    oracle = markov_oracle(words, steps, sharpness, seed, intricate, loyalty)
     reward = OracleLogLikelihood(words, steps, sharpness, seed, intricate, loyalty)
     return TextTask(
         "match_corpus",
-        chain_prompts(oracle, texts_per_prompt, seed),
+        chain_prompts(reward.chain, texts_per_prompt, seed),
         vocabulary=chain_words(words),
         max_new_tokens=steps,
         reward=reward,
@@ -102,21 +104,23 @@ def match_corpus(
 class OracleLogLikelihood:
     """log p(completion) under the chain, nats. A token that is no word, or follows one, counts as −20.
 
-    A completion that ends early pays the same −20 for every word that is missing.
+    A completion that ends early pays the same −20 for every word that is missing. For a policy that always writes the
+    same after a prompt it is −KL(q‖p): such a q has no entropy.
     """
 
     name: ClassVar[str] = "oracle_log_likelihood"
     kind: ClassVar[str] = "terminal"
 
-    words: int
-    steps: int
-    sharpness: float
-    seed: int
-    intricate: int
-    loyalty: float
+    words: int = 16
+    steps: int = 20
+    sharpness: float = 0.7
+    seed: int = 0
+    intricate: int = 8
+    loyalty: float = 2.5
 
     @property
-    def _oracle(self) -> MarkovOracle:
+    def chain(self) -> MarkovOracle:
+        """p."""
         return markov_oracle(self.words, self.steps, self.sharpness, self.seed, self.intricate, self.loyalty)
 
     def __call__(self, completion_ids: list[list[int]], context_ids: list[tuple[int, int]]) -> list[float]:
@@ -126,14 +130,24 @@ class OracleLogLikelihood:
     def _one(self, ids: list[int], context: tuple[int, int]) -> float:
         check_ids(ids, self.words + FIRST_WORD_ID)
         missing = max(0, self.steps - len(ids))
-        return float(np.maximum(self._oracle.log_prob(context, ids), _NOT_A_WORD).sum() + missing * _NOT_A_WORD)
+        return float(np.maximum(self.chain.log_prob(context, ids), _NOT_A_WORD).sum() + missing * _NOT_A_WORD)
 
     def most_likely(self, prompt: Prompt) -> str:
         """The completion that earns most."""
-        return text_of(self._oracle.most_likely(prompt.metadata["context_ids"]))
+        return text_of(self.chain.most_likely(prompt.metadata["context_ids"]))
 
 
-def random_return(words: int = 16, steps: int = 12, sharpness: float = 2.0, seed: int = 0) -> float:
-    """What uniformly random words expect under the task's own reward, a mean over all prompts."""
-    oracle = markov_oracle(words, steps, sharpness, seed)
-    return float(oracle.expected(np.full(oracle.log_probs_WWW.shape, 1 / words), oracle.log_probs_WWW).mean())
+RUNG = Rung(
+    random=-41.0896,
+    supervised=-18.8161,
+    optimum=0.0,
+    hack=Hack(
+        "writes the one most likely completion of a prompt, always",
+        answer=OracleLogLikelihood().most_likely,
+        naive=OracleLogLikelihood(),
+        naive_score=-14.4907,
+        robust_score=-14.4907,
+    ),
+)
+"""Of −KL(q‖p), nats a completion. The hack earns more than the optimum under the naive reward, −14.5 against minus the
+chain's entropy, −36.7; that number is also its −KL."""
