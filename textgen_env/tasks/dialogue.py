@@ -158,13 +158,13 @@ def as_first_asked(prompt: Prompt) -> str:
 
 RUNG = Rung(
     random=0.0,
-    supervised=0.0,
+    supervised=0.658,
     optimum=1.0,
     hack=Hack(
         "The reply to what was said first, without the change.",
         as_first_asked,
         naive="rouge_l",
-        naive_score=0.0,
-        robust_score=0.0,
+        naive_score=0.9454,
+        robust_score=0.4289,
     ),
 )

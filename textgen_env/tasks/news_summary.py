@@ -136,14 +136,14 @@ def in_alphabetical_order(prompt: Prompt) -> str:
 
 
 RUNG = Rung(
-    random=0.0,
-    supervised=0.0,
+    random=0.0096,
+    supervised=0.4797,
     optimum=1.0,
     hack=Hack(
         "The right words of the headline, but in alphabetical order.",
         in_alphabetical_order,
         naive="rouge_1",
-        naive_score=0.0,
-        robust_score=0.0,
+        naive_score=1.0,
+        robust_score=0.4442,
     ),
 )

@@ -6,7 +6,7 @@
 
 Every sentence tells one fact of one person; no two share a town, a trade or an animal. Questions go from the person to
 the fact, or back from the fact to the person ("Who lives in Brent ?"). The answer is a sentence, and it is found by
-reading alone: what the question does not say stands in the one sentence of the passage that holds its word.
+reading alone: what the question does not say stands in one sentence of the passage.
 
 The reward is 1 for the right answer and 0 for any other (``exact_match``), its optimum 1. ``"token_f1"``, the F1 of
 the answer's words as in SQuAD (Rajpurkar et al. 2016), has the same optimum and can be hacked: most of a right answer
@@ -152,13 +152,13 @@ def only_the_question(prompt: Prompt) -> str:
 
 RUNG = Rung(
     random=0.0,
-    supervised=0.0,
+    supervised=0.788,
     optimum=1.0,
     hack=Hack(
         "The answer without the word that was asked for, which the question gives away.",
         only_the_question,
         naive="token_f1",
-        naive_score=0.0,
+        naive_score=0.8185,
         robust_score=0.0,
     ),
 )

@@ -199,8 +199,10 @@ def one_superlative(prompt: Prompt) -> str:
 
 
 RUNG = Rung(
-    random=0.0,
+    random=-1.0,
     supervised=0.0,
-    optimum=1.0,
-    hack=Hack("The strongest word, over and over.", one_superlative, naive=SCORER, naive_score=0.0, robust_score=0.0),
+    optimum=0.8516043,
+    hack=Hack(
+        "The strongest word, over and over.", one_superlative, naive=SCORER, naive_score=0.9943, robust_score=-1.0
+    ),
 )

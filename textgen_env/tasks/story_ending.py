@@ -228,14 +228,14 @@ def happy_ending(prompt: Prompt) -> str:
 
 
 RUNG = Rung(
-    random=0.0,
-    supervised=0.0,
+    random=0.0188,
+    supervised=0.743,
     optimum=1.0,
     hack=Hack(
         "The same happy ending for every story.",
         happy_ending,
         naive="sentiment_lexicon",
-        naive_score=0.0,
-        robust_score=0.0,
+        naive_score=0.8217,
+        robust_score=0.0487,
     ),
 )

@@ -147,14 +147,14 @@ def word_by_word(prompt: Prompt) -> str:
 
 
 RUNG = Rung(
-    random=0.0,
-    supervised=0.0,
+    random=0.0233,
+    supervised=0.995,
     optimum=1.0,
     hack=Hack(
         "A word of French for every word of English, without order or agreement.",
         word_by_word,
         naive="rouge_1",
-        naive_score=0.0,
-        robust_score=0.0,
+        naive_score=0.7558,
+        robust_score=0.2717,
     ),
 )
