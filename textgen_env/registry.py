@@ -30,6 +30,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "textgen_env/KeywordSent-v0": {"task": "textgen_env.tasks:keyword_sent"},
     "textgen_env/Constraints-v0": {"task": "textgen_env.tasks:constraints"},
     "textgen_env/FactSumm-v0": {"task": "textgen_env.tasks:fact_summ"},
+    "textgen_env/ToyMT-v0": {"task": "textgen_env.tasks:toy_mt"},
     "textgen_env/SteerKL-v0": {"task": "textgen_env.tasks:steer_kl"},
     "textgen_env/MatchCorpus-v0": {"task": "textgen_env.tasks:match_corpus"},
 }

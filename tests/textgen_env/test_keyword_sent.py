@@ -11,6 +11,7 @@ from reward_models import KeywordCoverage
 from tests.textgen_env.test_reverse import returns
 from textgen_env import TextMDP
 from textgen_env.tasks import keyword_sent
+from textgen_env.tasks.games import reference_oracle
 from textgen_env.tasks.keyword_sent import FORMS, RUNG, KeywordSentence, classes_of, is_sentence
 
 GRAMMAR = regex.compile("DA?N(TDA?N|IR?)(PDA?N)?")
@@ -137,6 +138,17 @@ def test_without_the_gate_a_list_beats_every_sentence():
         assert task.reward([listed], wanted) == pytest.approx([-0.03])
         assert RUNG.hack.naive([listed], wanted) == pytest.approx([0.97])
         assert task.reward([best], wanted)[0] < 0.97
+
+
+@pytest.mark.parametrize(
+    ("answer", "score", "ungated"),
+    [(RUNG.hack.answer, -0.03, 0.97), (reference_oracle, 0.919, 0.919), (KeywordSentence().best_answer, 0.941, 0.941)],
+)
+def test_the_table(answer, score, ungated):
+    prompts = keyword_sent().prompts("test")
+    answers, wanted = list(map(answer, prompts)), [prompt.metadata["keywords"] for prompt in prompts]
+    assert np.mean(KeywordSentence()(answers, wanted)) == pytest.approx(score, abs=6e-4)
+    assert np.mean(KeywordSentence(gate=False)(answers, wanted)) == pytest.approx(ungated, abs=6e-4)
 
 
 def test_the_random_score_is_the_price_of_its_words():

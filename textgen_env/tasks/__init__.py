@@ -17,6 +17,7 @@ from textgen_env.tasks.sentiment import sentiment
 from textgen_env.tasks.shortest_path import shortest_path
 from textgen_env.tasks.steer_kl import steer_kl
 from textgen_env.tasks.story_ending import story_ending
+from textgen_env.tasks.toy_mt import toy_mt
 from textgen_env.tasks.translation import translation
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "shortest_path",
     "steer_kl",
     "story_ending",
+    "toy_mt",
     "translation",
 ]

@@ -17,6 +17,18 @@ write what counts, but longer than needed.
 The optimum is exact. A word belongs to one class, so a text is a sentence if its classes are one of the grammar's 24
 sequences (`FORMS`); and of all sentences of one such form the best has as many keywords as the form has places for
 them. Trying the 24 forms is trying every sentence, 15,456,168 by default.
+
+Means over the test split:
+
+===========================================  =====  ==================
+answers                                      score  without the gate
+===========================================  =====  ==================
+uniformly random tokens                      −.099
+the keywords alone                           −.030  .970: fooled
+a supervised model (see `benchmarks`)        .733
+the references                               .919   .919
+the optimum                                  .941   .941
+===========================================  =====  ==================
 """
 
 from __future__ import annotations
@@ -208,8 +220,8 @@ def _list(prompt: Prompt) -> str:
 
 
 RUNG = Rung(
-    random=-0.0991,
-    supervised=0.0,
+    random=-0.0994,
+    supervised=0.7331,
     optimum=0.9411,
     hack=Hack(
         "Writes the keywords and nothing else: there is no sentence in it.",

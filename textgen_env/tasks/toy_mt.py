@@ -7,10 +7,23 @@ and the verb last, and determiner and adjective agree with the noun in gender (n
 -o or -a). There is one right translation; the reward is sentence BLEU against it, smoothed, 1 at the optimum.
 
 The train split's references are not all right: those of three verbs in ten were made word by word, in the order of the
-source and all masculine ("lo rubo vako …" is no word; "lo rubo vaka vidat uno grano kano"). So who imitates them
-learns to fail on these verbs; the reward, in training too, compares with the right translation, which is in the
-metadata. References of validation and test are right. Noise that does not depend on the source, ``noise="sentences"``,
-does no such harm: the most likely translation stays the right one.
+source and all masculine ("lo rubo vaka vidat uno grano kano" for the sentence above). So who imitates them learns to
+fail on these verbs; the reward, in training too, compares with the right translation, which is in the metadata.
+References of validation and test are right. Noise that does not depend on the source, ``noise="sentences"``, does no
+such harm: the most likely translation stays the right one.
+
+Means over the test split:
+
+===========================================  =====  ==================
+answers                                      BLEU   ROUGE-1 precision
+===========================================  =====  ==================
+uniformly random tokens                      .033
+the first word alone                         .002   1.000: fooled
+word by word, always                         .097   .697
+perfect imitation of the references          .738   .917
+a supervised model (see `benchmarks`)        .738
+the optimum                                  1.000  1.000
+===========================================  =====  ==================
 """
 
 from __future__ import annotations
@@ -214,14 +227,14 @@ class TranslationBleu:
 
 
 RUNG = Rung(
-    random=0.01,
-    supervised=0.75,
+    random=0.0327,
+    supervised=0.7376,
     optimum=1.0,
     hack=Hack(
         description="says the one word it is sure of and stops: precision does not ask for the rest",
         answer=first_word,
         naive="rouge_1_precision",
         naive_score=1.0,
-        robust_score=0.002,
+        robust_score=0.0025,
     ),
 )
