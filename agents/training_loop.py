@@ -180,6 +180,8 @@ class Watch:
     """Called with (steps done, steps in all, loss)."""
     on_validation: Callable[[Mapping[str, float]], None] | None = None
     """Called with each new row of the history."""
+    enough: Callable[[list[dict[str, float]]], bool] | None = None
+    """Asked about the history after each validation; True ends the fit there (see `patience`)."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -193,7 +195,7 @@ def train(loop: TrainingLoop, module: nn.Module, learn: Callable[[list[int]], fl
         watch: validation, checkpoints and callbacks.
 
     Returns:
-        Whether the end was reached; else, and with a checkpoint, the same call goes on.
+        Whether the end was reached, be it an early one; else, and with a checkpoint, the same call goes on.
 
     Raises:
         FloatingPointError: the gradients are not finite.
@@ -206,8 +208,11 @@ def train(loop: TrainingLoop, module: nn.Module, learn: Callable[[list[int]], fl
         if watch.checkpoint is not None:
             watch.checkpoint.save(module, loop, watch.history)
 
+    def enough() -> bool:
+        return watch.enough is not None and bool(watch.history) and watch.enough(watch.history)
+
     with StopOnSignal() as stop:
-        for rows in loop:
+        for rows in loop if not enough() else ():
             loss = learn(rows)
             loop.update()
             last = loop.step == loop.steps
@@ -221,9 +226,28 @@ def train(loop: TrainingLoop, module: nn.Module, learn: Callable[[list[int]], fl
                 save()
             elif stop.requested:
                 save()
-            if stop.requested:
+            if stop.requested or enough():
                 break
-    return loop.step == loop.steps
+    return loop.step == loop.steps or enough()
+
+
+def patience(count: int, figure: str) -> Callable[[list[dict[str, float]]], bool]:
+    """Early stopping (Prechelt 1998): enough, once ``count`` validations in a row were no better than the best before.
+
+    Args:
+        count: how many.
+        figure: of the history's rows; less is better.
+
+    >>> enough = patience(2, "loss")
+    >>> enough([{"loss": 3.0}, {"loss": 2.0}, {"loss": 2.0}]), enough([{"loss": 2.0}, {"loss": 3.0}, {"loss": 2.0}])
+    (False, True)
+    """
+
+    def enough(history: list[dict[str, float]]) -> bool:
+        figures = [row[figure] for row in history]
+        return len(figures) - 1 - figures.index(min(figures)) >= count
+
+    return enough
 
 
 def _epochs(count: int, generator: np.random.Generator) -> Iterator[int]:
