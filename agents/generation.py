@@ -8,6 +8,7 @@ from typing import Any
 from agents.policy import TextPolicy
 from agents.rollout import Collector
 from textgen_env import Prompt, TextGenVectorEnv, TextMDP, TextTask, TextTokenizer
+from textgen_env.types import AllowedTokens
 
 _ROWS = 64
 
@@ -22,6 +23,8 @@ def generate(
     seed: int | None = None,
 ) -> list[str]:
     """Complete ``prompts`` as an agent would in training: an MDP made for the occasion, whose reward is not asked.
+
+    Tokens that the model's own generation config suppresses (control tokens, say) are forbidden.
 
     Args:
         policy: the policy that acts.
@@ -43,6 +46,7 @@ def generate(
         _no_reward,
         tokenizer,
         max_new_tokens=max_new_tokens,
+        allowed_tokens=_unsuppressed(policy),
     )
     rows = min(len(prompts), _ROWS)
     env = TextGenVectorEnv(rows, mdp=mdp, autoreset_mode="Disabled", defer_scoring=True)
@@ -55,3 +59,12 @@ def generate(
 
 def _no_reward(completions: list[str], **_: Any) -> list[float]:
     return [0.0] * len(completions)
+
+
+def _unsuppressed(policy: TextPolicy) -> AllowedTokens | None:
+    """All tokens but the ``suppress_tokens`` of the model's generation config; None where it has none."""
+    suppressed = getattr(getattr(policy.model, "generation_config", None), "suppress_tokens", None)
+    if not suppressed:
+        return None
+    allowed = [token for token in range(policy.vocab_size) if token not in suppressed]
+    return lambda prompt, actions, tokenizer: allowed

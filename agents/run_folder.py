@@ -93,6 +93,8 @@ class RunFolder:
         if not self.config.is_file():
             raise FileNotFoundError(f"'{self.path}' is no run folder: it has no {self.config.name}")
         written = json.loads(self.config.read_text(encoding="utf-8"))
+        if not {"settings", "algorithm"} <= set(written):  # a model's folder has a config.json too
+            raise FileNotFoundError(f"'{self.path}' is no run folder: its {self.config.name} is not that of a run")
         return written["settings"], written["algorithm"]
 
     def read_results(self) -> dict[str, Any]:
