@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from agents.feedback_cli import add_feedback_commands
 from agents.invariants import InvariantError
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
+from agents.pretrain_cli import add_pretrain_command
 from agents.report import measures_table, sample_texts
 from agents.reward_cli import add_reward_commands
 from agents.run_folder import find_run, write_json
@@ -175,6 +177,7 @@ def _parser(argv: Sequence[str]) -> OptionParser:
     )
     write.set_defaults(command=_generate, parser=write)
 
+    add_pretrain_command(commands)
     add_reward_commands(commands)
     add_feedback_commands(commands)
 
@@ -189,8 +192,9 @@ def _algorithm_in(argv: Sequence[str]) -> str:
     early.add_argument("--algo")
     early.add_argument("--resume")
     known, _ = early.parse_known_args(list(argv))
-    if known.resume and Path(known.resume, "config.json").is_file():
-        return str(find_run(known.resume).read_config()[0]["algo"])
+    if known.resume:
+        with contextlib.suppress(FileNotFoundError):  # not a run: the command that is asked to resume it says so
+            return str(find_run(known.resume).read_config()[0]["algo"])
     return known.algo or str(RunSettings.algo)
 
 
