@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,20 @@ _ADD_EPILOG = """examples:
   textgen feedback add feedback.db --gold-share 0.1 --repeat-share 0.05
 """
 
+_SERVE = """Open the page on which annotators judge, and print its links. Whoever has the annotators' link can come in
+and say a name; with --annotator, each has a link of their own. The overview shows how far all have come and how far
+they agree: it is for you, since who sees that while judging is no longer independent. Ctrl-C ends the page; its links
+end with it."""
+
+_SERVE_EPILOG = """examples:
+  textgen feedback serve feedback.db
+  textgen feedback serve feedback.db --annotator ada --annotator bob
+  to phones in a network that you trust, if this is the machine's address in it:
+    textgen feedback serve feedback.db --host 192.168.1.5
+  behind a proxy that brings TLS:
+    textgen feedback serve feedback.db --url https://feedback.example.org
+"""
+
 _EXPORT = """Write the judgements, a file a kind: ratings, comparisons, rankings (which 'textgen reward train' reads)
 and demonstrations (which 'textgen train --data' reads). Annotators go by pseudonyms."""
 
@@ -64,7 +79,7 @@ class HandOutOptions:
 
 
 def add_feedback_commands(commands: Any) -> None:
-    """Add ``feedback add``, ``export``, ``import``, ``agreement``, ``progress`` and ``forget`` to the sub-commands."""
+    """Add ``feedback`` to the sub-commands: add, serve, export, import, agreement, progress, forget."""
     feedback = commands.add_parser("feedback", help="collect and use human judgements", description=_FEEDBACK)
     inner = feedback.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=OptionParser)
 
@@ -76,6 +91,25 @@ def add_feedback_commands(commands: Any) -> None:
     add.add_argument("--guidelines", metavar="FILE", help="what annotators shall go by, a text file; a new version")
     add_options(add, "handing out (what is not given stays as it is)", HandOutOptions)
     add.set_defaults(command=_add, parser=add)
+
+    serve = _command(inner, "serve", "open the page on which annotators judge", _SERVE, epilog=_SERVE_EPILOG)
+    serve.add_argument(
+        "--annotator",
+        action="append",
+        default=[],
+        metavar="NAME",
+        dest="annotators",
+        help="who gets a link of their own; may be given again",
+    )
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; any but this machine's own opens the page to others (default: 127.0.0.1)",
+    )
+    serve.add_argument("--port", type=int, default=8765, metavar="N", help="0 takes a free one (default: 8765)")
+    serve.add_argument("--url", help="how annotators reach the page, where a proxy or tunnel stands in between")
+    serve.set_defaults(command=_serve, parser=serve)
 
     export = _command(inner, "export", "write the judgements as files to learn from", _EXPORT)
     export.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
@@ -145,6 +179,32 @@ def _add(arguments: argparse.Namespace) -> int:
     print(f"items        {new} new, {len(items) - new} were there")
     print(f"guidelines   {f'version {version}' if version else 'none'}")
     print("handing out  " + ", ".join(f"{name} {getattr(settings, name)}" for name in names))
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from reward_models.feedback.security import Access, Site
+        from reward_models.feedback.server import create_app, listening, run
+    except ImportError as error:
+        raise ImportError(f"the page needs packages ({error}): pip install textgen-env[feedback]") from error
+    site = Site(arguments.host, arguments.url)
+    access = Access(arguments.annotators)
+    with FeedbackStore(arguments.store) as store, listening(arguments.host, arguments.port) as listener:
+        address = site.address(listener.getsockname()[1])
+        if not site.local and not site.encrypted:
+            print(
+                f"warning: other machines can reach {address}, and what is sent is not encrypted: "
+                "use a network that you trust, or a proxy with TLS and --url",
+                file=sys.stderr,
+            )
+        if not store.items():
+            print(f"warning: '{arguments.store}' has no items yet: textgen feedback add", file=sys.stderr)
+        for token, door in access.tokens.items():
+            page = "overview" if door.role == "overview" else ""
+            print(f"{door.invited or door.role:<12} {address}{page}?token={token}")
+        print("Ctrl-C ends it.", flush=True)
+        run(create_app(store, access, site), listener)
     return 0
 
 

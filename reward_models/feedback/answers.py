@@ -235,9 +235,13 @@ def check_text(text: Any, where: str, limit: int) -> None:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    except OverflowError:  # a whole number beyond all floats
+        number = math.inf
+    if not math.isfinite(number):
         raise FeedbackError(f"{where}: expected a finite number, got {value!r:.80}")
-    return float(value)
+    return number
 
 
 def _index(value: Any, where: str) -> int:
