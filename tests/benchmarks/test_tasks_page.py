@@ -72,3 +72,7 @@ def test_commands_run(line, tmp_path, monkeypatch, capsys):
 
 def test_commands_were_found():
     assert len(snippets.commands("docs/tasks.md")) == 2
+
+
+def test_the_readme_counts_them():
+    assert f"[Tasks](docs/tasks.md): {len(TASKS)} built in" in (snippets.ROOT / "README.md").read_text(encoding="utf-8")
