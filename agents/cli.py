@@ -1,4 +1,4 @@
-"""The command ``textgen``: train, evaluate, credit, generate, reward, feedback, list."""
+"""The command ``textgen``: train, evaluate, credit, generate, reward, feedback, rlhf, list."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import gymnasium as gym
 from transformers.utils import logging as transformers_logging
 
 from agents.algorithms import ALGORITHMS, find_algorithm
+from agents.alignment_cli import add_report_command
+from agents.attention_cli import add_attention_command
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, make_config
 from agents.credit import credit
@@ -24,12 +26,14 @@ from agents.credit_page import credit_lines, write_credit_page
 from agents.document import Texts
 from agents.evaluation import evaluate, on_split
 from agents.feedback_cli import add_feedback_commands
+from agents.instruct_cli import add_instruct_command
 from agents.invariants import InvariantError
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
 from agents.pretrain_cli import add_pretrain_command
 from agents.report import measures_table, sample_texts
 from agents.reward_cli import add_reward_commands
+from agents.rlhf_cli import add_rlhf_command
 from agents.run_folder import find_run, write_json
 from agents.saved import load_saved, open_saved
 from agents.settings import RunSettings, environment_ids, make_mdp
@@ -178,8 +182,12 @@ def _parser(argv: Sequence[str]) -> OptionParser:
     write.set_defaults(command=_generate, parser=write)
 
     add_pretrain_command(commands)
+    add_instruct_command(commands)
     add_reward_commands(commands)
     add_feedback_commands(commands)
+    add_rlhf_command(commands, algorithm)
+    add_report_command(commands)
+    add_attention_command(commands)
 
     listing = commands.add_parser("list", help="what there is: environments, rewards, algorithms")
     listing.set_defaults(command=_list, parser=listing)

@@ -48,7 +48,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32, width=min(110, shutil.get_terminal_size().columns))
 
 
-def add_options(parser: argparse.ArgumentParser, title: str, kind: type[Any], skip: Collection[str] = ()) -> None:
+def add_options(
+    parser: argparse.ArgumentParser, title: str, kind: type[Any], skip: Collection[str] = (), prefix: str = ""
+) -> None:
     """Add one option a field of a dataclass, as an argument group.
 
     Options that are not given are absent from the parsed namespace: the dataclass's defaults hold.
@@ -58,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, kind: type[Any], sk
         title: the group's heading.
         kind: a dataclass; a field's ``metadata["help"]`` is its help text.
         skip: fields that are no options, or belong to another group.
+        prefix: stands before the fields' names, such as ``"fit-"``, where two dataclasses share some.
 
     Raises:
         TypeError: a field has a type that a command line cannot give.
@@ -68,8 +71,8 @@ def add_options(parser: argparse.ArgumentParser, title: str, kind: type[Any], sk
         if field.name in skip:
             continue
         group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
+            f"--{prefix}{field.name}".replace("_", "-"),
+            dest=f"{prefix}{field.name}".replace("-", "_"),
             default=argparse.SUPPRESS,
             help=_help(field),
             **_parsing(field.name, hints[field.name]),
