@@ -73,8 +73,13 @@ def credit_lines(text: TextCredit) -> Texts:
 
 def visible(token: TokenCredit) -> str:
     """The token with a mark for everything that would not be seen: ``·`` a space, ``◌`` a part of a character."""
+    return visible_text(token.text)
+
+
+def visible_text(text: str) -> str:
+    """A token's text as `visible` shows it."""
     marks = {" ": "·", "\n": "↵", "\t": "⇥"}
-    return "".join(marks.get(c, c if c.isprintable() else "\ufffd") for c in token.text) or "◌"
+    return "".join(marks.get(c, c if c.isprintable() else "\ufffd") for c in text) or "◌"
 
 
 def _rows(tokens: Sequence[TokenCredit]) -> list[tuple[str, tuple[Read, str, str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import re
 from collections.abc import Sequence
@@ -120,15 +121,23 @@ def to_html(blocks: Sequence[Block]) -> str:
     return html_page(title, [html_of(block) for block in blocks])
 
 
-def html_page(title: str, body: Sequence[str], style: str = "") -> str:
+def html_page(title: str, body: Sequence[str], style: str = "", script: str = "") -> str:
     """A page of finished HTML parts, light or dark as the reader prefers.
+
+    Without a script, the page's policy forbids every script; with one, every other.
 
     Args:
         title: the page's title, in plain text.
         body: parts of HTML, escaped already.
         style: CSS rules beside the page's own; ``--line``, ``--faint``, ``--soft`` and ``--paper`` are its colours.
+        script: JavaScript of our own, without anything that a user or a model wrote.
     """
-    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body="\n".join(body))
+    allowed = ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        allowed = f"; script-src 'sha256-{digest}'"
+        body = [*body, f"<script>{script}</script>"]
+    return _PAGE.format(title=html.escape(title), style=_STYLE + style, body="\n".join(body), allowed=allowed)
 
 
 def html_of(block: Block) -> str:
@@ -195,12 +204,13 @@ dt { font-size: .8rem; color: var(--faint); margin-top: .6rem; } dd { margin: 0;
      overflow-wrap: anywhere; }
 """
 
-# The policy forbids what escaping already prevents: no script, no request.
+# The policy forbids what escaping already prevents: no script but our own, no request.
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}">
 <title>{title}</title>
 <style>{style}</style>
 {body}
