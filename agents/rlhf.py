@@ -13,21 +13,20 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 
 from agents.algorithms import ALGORITHMS, find_algorithm
 from agents.base import TextAlgorithm
 from agents.callbacks import CheckpointCallback, StopOnSignal, save_agent
-from agents.evaluation import bootstrap_interval, evaluate
 from agents.policy_gradient import PolicyGradient, PolicyGradientConfig
 from agents.progress_bar import TokenProgressBar
+from agents.rlhf_evaluation import TEXTS, changes, measure_policy
 from agents.rlhf_feedback import (
     COMPARISONS,
     accuracy_from_agreement,
@@ -54,7 +53,7 @@ from agents.rlhf_folder import (
 )
 from agents.rlhf_report import write_report
 from agents.rlhf_reward import Scorer, fit_reward, held_out_comparisons, load_reward
-from agents.rlhf_settings import RLHFSettings, held_out_split, make_environment, unjudged, with_reward
+from agents.rlhf_settings import RLHFSettings, make_environment, unjudged, with_reward
 from agents.run_folder import RunFolder, write_json
 from reward_models.feedback import write_items
 from reward_models.preference import FitConfig
@@ -65,7 +64,6 @@ StageHook: TypeAlias = Callable[[str, str], None]
 Found: TypeAlias = dict[str, Any]
 
 CHANGEABLE_ON_RESUME = ("rounds", "output", "device", "threads")
-_NUM_TEXTS = 3
 _PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -170,7 +168,6 @@ class _Loop:
         else:
             self.folder.check_free()  # before hours of work, not after them
         self.mdp = make_environment(settings)
-        self.held_out = held_out_split(self.mdp)
         self.gold = gold_of(settings, self.mdp)
         self.write_config()
         self.say("environment", f"{self.mdp.task!r}, at most {self.mdp.max_new_tokens} new tokens")
@@ -206,16 +203,16 @@ class _Loop:
     def sample(self, stage: Stage, round: int) -> Found:
         """Pairs of completions of training prompts, by the policy as it is."""
         stage.clear()
-        agent = self.policy_before(round, with_reward(self.mdp, unjudged))
+        rules = with_reward(self.mdp, unjudged)
         items, texts = write_pairs(
-            agent,
-            with_reward(self.mdp, unjudged),
+            self.policy_before(round, self.env(rules)),
+            rules,
             self.settings.comparisons,
             source=f"round {round - 1}" if round > 1 else "start",
             seed=seed_of(self.settings.seed, round, 1),
         )
         write_items(stage.path / "items.jsonl", items)
-        write_lines(stage.path / "samples.jsonl", [{"prompt": p, "completion": c} for p, c in texts])
+        write_lines(stage.path / TEXTS, [{"prompt": prompt, "completion": text} for prompt, text in texts])
         return {"pairs": len(items), "same_text_twice": len(texts) // 2 - len(items)}
 
     def judge(self, stage: Stage, round: int) -> Found | None:
@@ -238,7 +235,7 @@ class _Loop:
             self.fit,
             judgements,
             stage,
-            normalise_to=self.folder.stage(1, SAMPLES).path / "samples.jsonl",
+            normalise_to=self.folder.stage(1, SAMPLES).path / TEXTS,
             seed=seed_of(self.settings.seed, round, 3),
         )
 
@@ -257,7 +254,7 @@ class _Loop:
             self.say("", f"going on at {agent.num_timesteps:,} tokens")
         else:
             stage.clear()
-            agent = self.policy_before(round, env.mdp, env)
+            agent = self.policy_before(round, env)
         logger = files.logger(tables=False)
         agent.set_logger(logger)
         checkpoint = CheckpointCallback(files.agent, every=self.settings.checkpoint_every or max(1, tokens // 10))
@@ -281,78 +278,42 @@ class _Loop:
         return {"tokens": agent.num_timesteps}
 
     def measure(self, stage: Stage, round: int) -> Found:
-        """The new policy on held-out prompts: reward model's score, gold, KL; and what the model it began as got."""
+        """The new policy on held-out prompts, and what changed since the start."""
         stage.clear()
+        saved = RunFolder(self.folder.stage(round, POLICY).path).agent
         reward = self.reward_model(round)
-        agent = self.algorithm.load(RunFolder(self.folder.stage(round, POLICY).path).agent, device=self.settings.device)
-        found = self.on_held_out(stage, agent, reward)
-        start = list(read_lines(self.folder.start.path / "samples.jsonl"))
-        scores = reward([line["completion"] for line in start], [line["prompt"] for line in start])
-        samples = list(read_lines(stage.path / "samples.jsonl"))
-        found["reward_at_start"] = _estimate(scores)
-        found["reward_gain"] = _estimate([line["reward"] - score for line, score in zip(samples, scores, strict=True)])
+        found = self.on_held_out(stage, self.algorithm.load(saved, device=self.settings.device), reward)
+        found |= changes(self.folder.start.path / TEXTS, stage.path / TEXTS, reward)
         if self.gold is not None:
-            gains = [line["gold"] - before["gold"] for line, before in zip(samples, start, strict=True)]
-            found["gold_gain"] = _estimate(gains)
-            held_out = held_out_comparisons(self.folder.stage(round, REWARD_MODEL))
-            found["best_accuracy"] = best_accuracy(self.settings, self.gold, held_out)
+            judged = held_out_comparisons(self.folder.stage(round, REWARD_MODEL))
+            found["best_accuracy"] = best_accuracy(self.settings, self.gold, judged)
         return found
 
     def measure_start(self, stage: Stage) -> Found:
         """The model that the loop starts from, on the same held-out prompts."""
         stage.clear()
-        return self.on_held_out(stage, self.policy_before(1, with_reward(self.mdp, unjudged)), None)
+        return self.on_held_out(stage, self.policy_before(1, self.env(with_reward(self.mdp, unjudged))), None)
 
     # ---------------------------------------------------------------- what they share
 
     def on_held_out(self, stage: Stage, agent: TextAlgorithm, reward: Scorer | None) -> Found:
-        """Sample one completion of each held-out prompt; the texts go into a file, the figures are returned."""
-        one = evaluate(
-            agent,
-            with_reward(self.mdp, reward or unjudged, self.held_out),
-            num_prompts=self.settings.eval_prompts,
-            seed=self.settings.seed,
-        )
-        lines: list[Found] = [{"prompt": text.prompt, "completion": text.completion} for text in one.samples]
-        for line, text in zip(lines, one.samples, strict=True):
-            if reward is not None:
-                line["reward"] = text.score
-            if self.gold is not None:
-                line["gold"] = self.gold(text.prompt, text.completion)
-        write_lines(stage.path / "samples.jsonl", lines)
-        interval = one.kl_interval
-        found: Found = {
-            name: _estimate([line[name] for line in lines]) for name in ("reward", "gold") if name in lines[0]
-        }
-        return found | {
-            "prompts": one.num_prompts,
-            "split": one.split,
-            "kl": one.kl_per_sequence,
-            "kl_interval": interval,
-            # The bootstrap's, whose 95 % interval reaches 1.96 of them to either side.
-            "kl_standard_error": None if interval is None else (interval[1] - interval[0]) / 3.92,
-            "distinct_1": one.distinct_1,
-            "distinct_2": one.distinct_2,
-            "length": one.mean_length,
-            "clipped_ratio": one.clipped_ratio,
-            "entropy": one.entropy,
-            "texts": lines[:_NUM_TEXTS],
-        }
+        """An agent's figures."""
+        settings = self.settings
+        options: dict[str, Any] = {"num_prompts": settings.eval_prompts, "seed": settings.seed}
+        return measure_policy(agent, self.mdp, stage, reward=reward, gold=self.gold, **options)
 
-    def policy_before(self, round: int, mdp: TextMDP, env: TextGenVectorEnv | None = None) -> TextAlgorithm:
+    def policy_before(self, round: int, env: Any) -> TextAlgorithm:
         """The agent that a round begins with: that of the round before, which keeps its reference, or a new one."""
-        env = env or self.env(mdp)
+        settings = self.settings
         if round > 1:
             saved = RunFolder(self.folder.stage(round - 1, POLICY).path).agent
-            loaded: TextAlgorithm = self.algorithm.load(saved, env=env, device=self.settings.device)
+            loaded: TextAlgorithm = self.algorithm.load(saved, env=env, device=settings.device)
             return loaded
-        assert self.settings.model is not None
-        return self.algorithm(
-            self.settings.model, env, self.config, seed=self.settings.seed, device=self.settings.device
-        )
+        assert settings.model is not None
+        return self.algorithm(settings.model, env, self.config, seed=settings.seed, device=settings.device)
 
-    def env(self, mdp: TextMDP) -> TextGenVectorEnv:
-        """Rows of an environment to learn in."""
+    def env(self, mdp: TextMDP) -> Any:
+        """Rows of an environment to learn in: a `TextGenVectorEnv`."""
         return TextGenVectorEnv(self.config.num_envs, mdp=mdp)
 
     def reward_model(self, round: int) -> Scorer:
@@ -420,12 +381,6 @@ def _summary(round: int, found: Mapping[str, Any]) -> Found:
         "policy": found[POLICY],
         "evaluation": evaluation,
     }
-
-
-def _estimate(values: Sequence[float]) -> Found:
-    """Mean and its 95 % interval over prompts."""
-    array = np.asarray(values, dtype=np.float64)
-    return {"mean": float(array.mean()), "interval": bootstrap_interval(array, np.random.default_rng(0))}
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -20,8 +20,8 @@ ALLOWED = {
     for module in (
         *("agents.pipeline", "agents.cli", "agents.reward_cli", "agents.feedback_cli", "agents.adversarial"),
         *("agents.alignment", "agents.alignment_cli", "agents.alignment_duel", "agents.alignment_human"),
-        *("agents.alignment_page", "agents.alignment_swaps", "agents.alignment_texts"),
-        *("agents.rlhf", "agents.rlhf_cli", "agents.rlhf_feedback", "agents.rlhf_reward"),
+        *("agents.alignment_inputs", "agents.alignment_page", "agents.alignment_swaps", "agents.alignment_texts"),
+        *("agents.rlhf", "agents.rlhf_cli", "agents.rlhf_evaluation", "agents.rlhf_feedback", "agents.rlhf_reward"),
     )
 }
 """The top rooms of ``agents``, where a reward by name becomes an object."""

@@ -11,15 +11,21 @@ import pytest
 import torch
 
 from agents import cli
+from reward_models.feedback import FeedbackStore, SimulatedAnnotator, answer_all
 from tests import snippets
 from tests.reward_models import tiny_models as tiny
 
 PAGES = sorted(f"docs/{path.name}" for path in (snippets.ROOT / "docs").glob("*.md"))
 EXAMPLES = [(page, number) for page in PAGES for number in range(len(snippets.blocks(page, "python")))]
 REWARD_COMMANDS = [line for line in snippets.commands("docs/rewards.md") if line.startswith("textgen ")]
+LOOP_COMMANDS = [line for line in snippets.commands("docs/rlhf.md") if line.startswith("textgen ")]
 FROM_SCRATCH = ["--quiet", "--width", "32", "--heads", "2"]
 SMALL = {
     "reward": [*FROM_SCRATCH, "--epochs", "1", "--vocab-size", "300"],
+    "rlhf": shlex.split(
+        "--quiet --rounds 1 --comparisons 60 --held-out-share 0.4 --max-new-tokens 6 --tokens-per-round 200 "
+        "--eval-prompts 4 --fit-epochs 1 --num-envs 16 --episodes-per-rollout 32"
+    ),
     "train": [
         *FROM_SCRATCH,
         *shlex.split("--layers 1 --warm-start-epochs 0.01 --total-tokens 200 --episodes-per-rollout 8"),
@@ -75,9 +81,26 @@ def test_the_reward_commands_run(workplace: Path, capsys: pytest.CaptureFixture[
     assert all("score" in json.loads(line) for line in scored)
 
 
+def test_the_loop_s_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In their order, people answering where the page says that they do."""
+    openings = "".join(json.dumps({"prompt": f"Day {number}:"}) + "\n" for number in range(90))
+    (workplace / "openings.jsonl").write_text(openings, encoding="utf-8")
+    codes = []
+    for line in LOOP_COMMANDS:
+        words = shlex.split(line)[1:]
+        if words[0] == "feedback":
+            with FeedbackStore(words[-1]) as store:
+                answer_all(store, {name: SimulatedAnnotator("sentiment_lexicon") for name in ("ada", "bo")})
+        else:
+            codes.append(cli.main([*words, *(["--quiet"] if "--resume" in words else SMALL["rlhf"])]))
+    assert codes == [0, 0, 3, 0]
+    assert (workplace / "my-loop" / "round-2" / "5-evaluation" / "stage.json").is_file()
+
+
 def test_examples_were_found() -> None:
     assert sum(page == "docs/rewards.md" for page, _ in EXAMPLES) >= 10
     assert len(REWARD_COMMANDS) == 3
+    assert len(LOOP_COMMANDS) == 5
 
 
 @pytest.mark.parametrize("page", [*PAGES, "README.md"])

@@ -23,7 +23,7 @@ from agents.rlhf import rlhf
 from agents.rlhf_feedback import accuracy_from_agreement, best_accuracy
 from agents.rlhf_folder import STAGES, LoopFolder, Stage, read_lines
 from agents.rlhf_settings import RLHFSettings
-from reward_models.feedback import FeedbackStore, Item, SimulatedAnnotator, answer_all
+from reward_models.feedback import FeedbackStore, SimulatedAnnotator, Task, answer_all
 from reward_models.preference import Comparison, FitConfig
 from tests.agents.conftest import gpt2_config, word_tokenizer
 
@@ -291,11 +291,13 @@ def test_the_best_accuracy_is_the_best_guess_of_what_annotators_say(
     def gold(_, text):
         return float(text.count("a"))
 
-    annotator = SimulatedAnnotator(gold, **habits)
-    with FeedbackStore(tmp_path / "feedback.db", create=True) as store:
-        store.add_items(Item.of(f"prompt {number}", texts) for number in range(3000))
-        answer_all(store, {"ada": annotator})
-        first = np.mean([judgement.answer.preferred == 0 for judgement in store.judgements()])
+    annotator, orders = SimulatedAnnotator(gold, **habits), random.Random(1)
+    hits = 0
+    for number in range(3000):
+        order = orders.sample((0, 1), 2)
+        task = Task(str(number), "comparison", "prompt", tuple(texts[index] for index in order), None, 0)
+        hits += order[annotator.answer(task).preferred] == 0
+    first = hits / 3000
     expected = best_accuracy(chosen, gold, [Comparison("prompt", *texts)])
     assert expected == pytest.approx(max(first, 1 - first), abs=4 * math.sqrt(0.25 / 3000))
 
