@@ -146,6 +146,14 @@ class TextAlgorithm(BaseAlgorithm):
         )
 
     def _setup_collector(self) -> None:
+        self.collector = self._make_collector()
+        if self._sampler_state is not None:
+            self.collector.load_state(self._sampler_state)
+        if self._reward_state and self._mdp is not None:
+            restore_reward(self._mdp.reward, self._reward_state)
+            self._reward_state = {}  # once: the reward goes on learning
+
+    def _make_collector(self) -> Collector:
         vector_env = self.env.vector_env  # type: ignore[union-attr]
         if isinstance(vector_env, TextGenVectorEnv):  # bare: score a whole rollout in one call
             vector_env = TextGenVectorEnv(
@@ -154,12 +162,7 @@ class TextAlgorithm(BaseAlgorithm):
                 autoreset_mode=vector_env.autoreset_mode,
                 defer_scoring=not vector_env.mdp.is_dense,
             )
-        self.collector = Collector(vector_env, self.policy, seed=self.seed)
-        if self._sampler_state is not None:
-            self.collector.load_state(self._sampler_state)
-        if self._reward_state and self._mdp is not None:
-            restore_reward(self._mdp.reward, self._reward_state)
-            self._reward_state = {}  # once: the reward goes on learning
+        return Collector(vector_env, self.policy, seed=self.seed)
 
     def _make_reference(self) -> TextPolicy | None:
         """A frozen copy of the policy as it stands now; algorithms without a KL penalty return None."""

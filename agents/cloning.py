@@ -14,6 +14,7 @@ from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, option
 from agents.logged import reference_episodes
 from agents.logged_rollouts import FromLoggedEpisodes
+from agents.policy import TextPolicy
 from agents.trajectories import Trajectories
 
 
@@ -50,15 +51,24 @@ class Cloning(TextAlgorithm):
 
     def accumulate_gradients(self, episodes: Trajectories) -> dict[str, float]:
         """Add the gradients of one minibatch, in micro-batches; the sum does not depend on how it is split."""
-        count = episodes.num_tokens
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.policy.device))
-        for _rows, part in episodes.micro_batches(self.config.micro_batch_tokens):
-            log_probs_BT, _, entropies_BT = self.policy.score(part, entropy_gradient=False)
-            loss = -masked_mean(log_probs_BT, part.action_mask_BT, count=count)
-            loss.backward()
-            sums["loss/policy"] += loss.detach()
-            sums["entropy"] += masked_mean(entropies_BT, part.action_mask_BT, count=count)
-        return {name: float(value) for name, value in sums.items()}
+        return likelihood_gradients(self.policy, episodes, self.config.micro_batch_tokens)
+
+
+def likelihood_gradients(policy: TextPolicy, episodes: Trajectories, micro_batch_tokens: int) -> dict[str, float]:
+    """Add the gradients of ``−E[log π(a)]`` over the actions of some episodes.
+
+    Returns:
+        The loss and the mean entropy, in nats a token.
+    """
+    count = episodes.num_tokens
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=policy.device))
+    for _rows, part in episodes.micro_batches(micro_batch_tokens):
+        log_probs_BT, _, entropies_BT = policy.score(part, entropy_gradient=False)
+        loss = -masked_mean(log_probs_BT, part.action_mask_BT, count=count)
+        loss.backward()
+        sums["loss/policy"] += loss.detach()
+        sums["entropy"] += masked_mean(entropies_BT, part.action_mask_BT, count=count)
+    return {name: float(value) for name, value in sums.items()}
 
 
 class Supervised(FromLoggedEpisodes, Cloning):
