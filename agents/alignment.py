@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from agents.alignment_answers import UNSCORED, Answers, Side, play, reference_answers, returns, same_tokens, written
 from agents.alignment_duel import Duel, PairwiseJudge, pairwise_duel, people_duel, pointwise_duel
 from agents.alignment_human import Consistency, judged_pairs, pair_consistency, rated_texts, rating_consistency
 from agents.alignment_kl import KL, FrontierPoint, Mean, best_of_n_curve, kl_to
 from agents.alignment_swaps import SwapGap, Swapped, Swaps, swap_gap
 from agents.alignment_texts import LogLikelihoods, TextFigures, text_figures
 from agents.evaluation import Sample
-from agents.policy import TextPolicy
-from agents.rollout import Collector
-from agents.trajectories import Trajectories
 from reward_models.feedback.agreement import Figure, bootstrapped
-from textgen_env import Completion, Prompt, Reward, TextGenVectorEnv, TextMDP, TextTask
+from textgen_env import Completion, Prompt, Reward, TextMDP, TextTask
 
 Array: TypeAlias = npt.NDArray[np.float64]
-
-_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the models: what acts, and the rules it acts under (the report's prompts, its own tokenizer)."""
-
-    name: str
-    policy: TextPolicy
-    mdp: TextMDP
 
 
 @dataclass(frozen=True)
@@ -141,65 +128,37 @@ def align(
         counts = f"num_prompts={num_prompts}, samples_per_prompt={samples_per_prompt}, best_of={best_of}"
         raise ValueError(f"{counts}: each must be at least 1")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(model.mdp.prompts))[:num_prompts]).tolist()
-    scorers = dict(questions.scorers)
+    scorers = questions.scorers
     paid = next(iter(scorers), None) if questions.has_reward else None
-    played = play(model, chosen, samples_per_prompt, seed)
-    texts, prompts = _texts(played), _prompts(played)
-    scores = {name: returns(model.mdp, reward, played.completions) for name, reward in scorers.items()}
     missing: list[str] = []
-
-    rival, pool, rival_scores, rival_pool = None, None, {}, None
+    mine = Answers.of(model, play(model, chosen, samples_per_prompt, seed), scorers)
+    theirs, pool_PN = None, None
     if reference is None:
         missing.append("There is no reference model: no win rate, no KL, no frontier.")
-    else:
-        draws = max(samples_per_prompt, best_of if paid else 1)
-        pool = play(reference, chosen, draws, seed + 1)  # another seed: equal models are not to write equal texts
-        rows = np.arange(len(pool)).reshape(-1, draws)[:, :samples_per_prompt].reshape(-1)
-        rival = pool.select(rows.tolist())
-        rival_scores = {name: returns(reference.mdp, reward, rival.completions) for name, reward in scorers.items()}
-        if paid and best_of > 1:
-            rival_pool = returns(reference.mdp, scorers[paid], pool.completions).reshape(-1, draws)
-
-    duels: dict[str, Duel] = {}
+    else:  # another seed: equal models are not to write equal texts
+        theirs, pool_PN = reference_answers(
+            reference, chosen, samples_per_prompt, best_of if paid else 1, scorers, paid, seed + 1
+        )
     kl: KL | None = None
-    if reference is not None and rival is not None:
-        for name in scorers:
-            duels[name] = pointwise_duel(scores[name], rival_scores[name], prompts)
-        for name, judge in questions.pairwise.items():
-            duels[name] = pairwise_duel(judge, prompts, texts, _texts(rival))
+    if reference is not None:
         if same_tokens(model, reference):
-            kl = kl_to(reference.policy, model.policy, played)
+            kl = kl_to(reference.policy, model.policy, mine.played)
         else:
             missing.append("The two models have different tokenizers: a KL between them is not defined.")
     frontier: tuple[FrontierPoint, ...] = ()
-    if reference is not None and kl is not None and paid is not None:
+    if reference is not None and theirs is not None and kl is not None and paid is not None:
         ends = (
-            FrontierPoint("reference", 0.0, Mean.of(rival_scores[paid], prompts)),
-            _point(model.name, kl, scores[paid], prompts),
+            FrontierPoint("reference", 0.0, Mean.of(theirs.scores[paid], theirs.prompts)),
+            _point(model.name, kl, mine.scores[paid], mine.prompts),
         )
         frontier = _frontier(questions, ends, reference, scorers[paid], chosen, samples_per_prompt, seed + 3)
-    consistency = _consistency(model.mdp, scorers, questions.judgements, seed) if questions.judgements else {}
-    pairs = judged_pairs(questions.judgements)
-    if pairs is not None and reference is not None and any(pairs.sources_I):
-        try:
-            duels["people"] = people_duel(pairs, *(questions.sources or (model.name, reference.name)))
-        except ValueError as error:
-            missing.append(f"No win rate by people: {error}.")
+    consistency, unclear = _consistency(model.mdp, scorers, questions.judgements, seed)
+    duels, undecided = _duels(questions, model, reference, mine, theirs)
+    swaps, swapped_prompts, unswapped = _swaps(questions, model, mine, seed)
 
-    swaps: dict[str, SwapGap] = {}
-    swapped_prompts: dict[str, SwapGap] = {}
-    if questions.swaps is not None:
-        for name, reward in scorers.items():
-            found = _same_answers_swapped(model.mdp, reward, played.completions, scores[name], questions.swaps, seed)
-            if found is not None:
-                swaps[name] = found
-        swapped_prompts = _answers_to_swapped(model, scorers, scores, played, questions.swaps, seed)
-        if not swaps and not swapped_prompts:
-            missing.append(f"No prompt or answer has a word of the table '{questions.swaps.name}', or nothing scores.")
-
-    sides = {model.name: (prompts, texts)}
-    if rival is not None and reference is not None:
-        sides.setdefault(f"{reference.name} (reference)", (_prompts(rival), _texts(rival)))
+    sides = {model.name: mine}
+    if reference is not None and theirs is not None:
+        sides[f"{reference.name} (reference)"] = theirs
     return AlignmentReport(
         model=model.name,
         reference=None if reference is None else reference.name,
@@ -207,108 +166,67 @@ def align(
         prompts=len(chosen),
         samples_per_prompt=samples_per_prompt,
         seed=seed,
-        reward=None if paid is None else _reward(paid, scores[paid], rival_scores.get(paid), prompts, seed),
+        reward=None if paid is None else _reward(paid, mine, theirs, seed),
         duels=duels,
         consistency=consistency,
         swaps=swaps,
         swapped_prompts=swapped_prompts,
         texts={
-            side: text_figures(its_prompts, its_texts, questions.fluency, seed=seed)
-            for side, (its_prompts, its_texts) in sides.items()
+            side: text_figures(answers.prompts, answers.texts, questions.fluency, seed=seed)
+            for side, answers in sides.items()
         },
         fluency=questions.fluency_name,
         kl=kl,
         frontier=frontier,
-        best_of_n=() if rival_pool is None else tuple(best_of_n_curve(rival_pool)),
-        samples=_samples(played, rival, scores.get(paid or ""), samples_per_prompt, num_samples),
-        missing=tuple(missing),
+        best_of_n=() if pool_PN is None else tuple(best_of_n_curve(pool_PN)),
+        samples=_samples(mine, theirs, paid, samples_per_prompt, num_samples),
+        missing=(*missing, *unclear, *undecided, *unswapped),
     )
 
 
-# ---------------------------------------------------------------- playing and scoring
-
-
-def play(side: Side, prompt_indices: Sequence[int], samples_per_prompt: int, seed: int) -> Trajectories:
-    """Sampled completions of some prompts, those of one prompt next to each other."""
-    episodes = len(prompt_indices) * samples_per_prompt
-    env = TextGenVectorEnv(
-        min(episodes, _ROWS),
-        mdp=with_reward(side.mdp, _UNSCORED),
-        autoreset_mode="Disabled",
-        defer_scoring=True,
-    )
-    played = Collector(env, side.policy, seed=seed).collect(
-        episodes, samples_per_prompt=samples_per_prompt, prompt_indices=list(prompt_indices)
-    )
-    assert played is not None  # nobody abandons it
-    return played
-
-
-def _no_reward(completions: list[str]) -> list[float]:
-    return [0.0] * len(completions)
-
-
-_UNSCORED = Reward(_no_reward, name="unscored")
-
-
-def with_reward(mdp: TextMDP, reward: Reward) -> TextMDP:
-    """The same rules with another reward, for evaluation."""
-    view = copy.copy(mdp)
-    view.reward = reward.frozen()
-    return view
-
-
-def returns(mdp: TextMDP, reward: Reward, completions: Sequence[Completion]) -> Array:
-    """What a scorer says of finished completions, shape (B,)."""
-    scores: Array = with_reward(mdp, reward).returns(completions)
-    return scores
-
-
-def written(mdp: TextMDP, prompt: Prompt, text: str) -> Completion:
-    """A text that somebody else wrote, as a completion; however long it is."""
-    ids = tuple(mdp.tokenizer.encode_completion(prompt.text, text).tolist())
-    return Completion(prompt, text, ids, "eos", mdp.tokenizer.decode)
-
-
-def same_tokens(first: Side, second: Side) -> bool:
-    """Whether two models speak the same tokens, so that their probabilities can be compared one by one."""
-    vocabularies = [side.mdp.tokenizer.hf.get_vocab() for side in (first, second)]
-    return vocabularies[0] == vocabularies[1] and first.policy.vocab_size == second.policy.vocab_size
-
-
-def _texts(played: Trajectories) -> list[str]:
-    return [completion.text for completion in played.completions]
-
-
-def _prompts(played: Trajectories) -> list[str]:
-    return [completion.prompt.text for completion in played.completions]
-
-
-def _reward(name: str, scores: Array, rival_scores: Array | None, prompts: Sequence[str], seed: int) -> RewardFigures:
+def _reward(name: str, mine: Answers, theirs: Answers | None, seed: int) -> RewardFigures:
     def figure(values: Array) -> Figure:
-        _, owner = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
+        _, owner = np.unique(np.asarray(mine.prompts, dtype=object).astype(str), return_inverse=True)
         means_P = np.bincount(owner, values) / np.bincount(owner)
         return bootstrapped(lambda rows: float(means_P[rows].mean()), len(means_P), seed=seed)
 
     return RewardFigures(
         name,
-        model=figure(scores),
-        reference=None if rival_scores is None else figure(rival_scores),
-        difference=None if rival_scores is None else figure(scores - rival_scores),
+        model=figure(mine.scores[name]),
+        reference=None if theirs is None else figure(theirs.scores[name]),
+        difference=None if theirs is None else figure(mine.scores[name] - theirs.scores[name]),
     )
 
 
 def _samples(
-    played: Trajectories, rival: Trajectories | None, scores: Array | None, samples_per_prompt: int, count: int
+    mine: Answers, theirs: Answers | None, paid: str | None, samples_per_prompt: int, count: int
 ) -> tuple[tuple[Sample, str | None], ...]:
     shown = []
-    for row in range(0, min(count * samples_per_prompt, len(played)), samples_per_prompt):
-        completion = played.completions[row]
-        score = math.nan if scores is None else float(scores[row])
-        first = next(iter(completion.prompt.references), None)
-        other = None if rival is None else rival.completions[row].text
-        shown.append((Sample(completion.prompt.text, completion.text, first, score), other))
+    for row in range(0, min(count * samples_per_prompt, len(mine.texts)), samples_per_prompt):
+        first = next(iter(mine.played.completions[row].prompt.references), None)
+        score = math.nan if paid is None else float(mine.scores[paid][row])
+        other = None if theirs is None else theirs.texts[row]
+        shown.append((Sample(mine.prompts[row], mine.texts[row], first, score), other))
     return tuple(shown)
+
+
+def _duels(
+    questions: Questions, model: Side, reference: Side | None, mine: Answers, theirs: Answers | None
+) -> tuple[dict[str, Duel], list[str]]:
+    """The win rate under every judge, and sentences about those that cannot be told."""
+    if reference is None or theirs is None:
+        return {}, []
+    duels = {name: pointwise_duel(mine.scores[name], theirs.scores[name], mine.prompts) for name in questions.scorers}
+    for name, judge in questions.pairwise.items():
+        duels[name] = pairwise_duel(judge, mine.prompts, mine.texts, theirs.texts)
+    pairs = judged_pairs(questions.judgements)
+    if pairs is None or not any(pairs.sources_I):
+        return duels, []
+    try:
+        duels["people"] = people_duel(pairs, *(questions.sources or (model.name, reference.name)))
+    except ValueError as error:
+        return duels, [f"No win rate by people: {error}."]
+    return duels, []
 
 
 # ---------------------------------------------------------------- people
@@ -316,7 +234,10 @@ def _samples(
 
 def _consistency(
     mdp: TextMDP, scorers: Mapping[str, Reward], judgements: Sequence[Mapping[str, Any]], seed: int
-) -> dict[str, tuple[Consistency, ...]]:
+) -> tuple[dict[str, tuple[Consistency, ...]], list[str]]:
+    """Each scorer's figures, and sentences about those that cannot be told."""
+    if not judgements:
+        return {}, []
     known = {prompt.text: prompt for prompt in mdp.prompts}  # with references and metadata, where the prompt is ours
     pairs, rated = judged_pairs(judgements), rated_texts(judgements)
     if pairs is None and rated is None:
@@ -329,16 +250,24 @@ def _consistency(
         return returns(mdp, reward, completions)
 
     found: dict[str, tuple[Consistency, ...]] = {}
+    unclear: list[str] = []
     for name, reward in scorers.items():
-        of_kinds: list[Consistency] = []
+        asked: list[Callable[[], Consistency]] = []
         if pairs is not None:
-            sides = [scored(reward, pairs.prompts_I, [texts[side] for texts in pairs.texts_I]) for side in (0, 1)]
-            of_kinds.append(pair_consistency(pairs.votes_IA, sides[0] - sides[1], pairs.prompts_I, seed=seed))
+            first, second = (scored(reward, pairs.prompts_I, [texts[s] for texts in pairs.texts_I]) for s in (0, 1))
+            asked.append(partial(pair_consistency, pairs.votes_IA, first - second, pairs.prompts_I, seed=seed))
         if rated is not None:
             scores = scored(reward, rated.prompts_I, rated.texts_I)
-            of_kinds.append(rating_consistency(rated.ratings_IA, scores, rated.prompts_I, seed=seed))
-        found[name] = tuple(of_kinds)
-    return found
+            asked.append(partial(rating_consistency, rated.ratings_IA, scores, rated.prompts_I, seed=seed))
+        of_kinds = []
+        for ask in asked:
+            try:
+                of_kinds.append(ask())
+            except ValueError as error:  # balanced votes, or scores that are all alike
+                unclear.append(f"No consistency of '{name}' with people: {error}.")
+        if of_kinds:
+            found[name] = tuple(of_kinds)
+    return found, unclear
 
 
 # ---------------------------------------------------------------- swaps
@@ -351,8 +280,24 @@ def swapped_prompt(swaps: Swaps, prompt: Prompt) -> tuple[Prompt, Swapped]:
     return Prompt(change.text, references, prompt.metadata), change
 
 
+def _swaps(
+    questions: Questions, model: Side, mine: Answers, seed: int
+) -> tuple[dict[str, SwapGap], dict[str, SwapGap], list[str]]:
+    """Of the same answers, of answers to swapped prompts, and what is to be said where there are none."""
+    table, same = questions.swaps, {}
+    if table is None or not questions.scorers:
+        return {}, {}, [] if table is None else ["Nothing scores texts: swaps of words change no score."]
+    for name, reward in questions.scorers.items():
+        found = _same_answers_swapped(model.mdp, reward, mine.played.completions, table, seed)
+        if found is not None:
+            same[name] = found
+    answers = _answers_to_swapped(model, questions.scorers, mine, table, seed)
+    told = [] if same or answers else [f"No prompt or answer has a word of the table '{table.name}'."]
+    return same, answers, told
+
+
 def _same_answers_swapped(
-    mdp: TextMDP, reward: Reward, completions: Sequence[Completion], scores: Array, swaps: Swaps, seed: int
+    mdp: TextMDP, reward: Reward, completions: Sequence[Completion], swaps: Swaps, seed: int
 ) -> SwapGap | None:
     """Prompt, references and answer are swapped together: the same thing, said of somebody else."""
     twins, changes, rows = [], [], []
@@ -370,29 +315,25 @@ def _same_answers_swapped(
     before = returns(mdp, reward, [written(mdp, completions[row].prompt, completions[row].text) for row in rows])
     after = returns(mdp, reward, twins)
     owners = [completions[row].prompt.text for row in rows]
-    return swap_gap(swaps.name, before, after, changes, owners, of=len(scores), seed=seed)
+    return swap_gap(swaps.name, before, after, changes, owners, of=len(completions), seed=seed)
 
 
 def _answers_to_swapped(
-    model: Side,
-    scorers: Mapping[str, Reward],
-    scores: Mapping[str, Array],
-    played: Trajectories,
-    swaps: Swaps,
-    seed: int,
+    model: Side, scorers: Mapping[str, Reward], mine: Answers, swaps: Swaps, seed: int
 ) -> dict[str, SwapGap]:
     """The model answers each prompt that has such words again, swapped: a prompt's mean scores, before and after."""
+    played = mine.played
     samples = len(played) // len(set(played.prompt_groups_B.tolist()))
     first = played.completions[::samples]
     twins = [swapped_prompt(swaps, completion.prompt) for completion in first]
     rows = [row for row, (_, change) in enumerate(twins) if change.forward + change.backward]
-    if not rows or not scorers:
+    if not rows:
         return {}
     changes = [twins[row][1] for row in rows]
     task = TextTask(model.mdp.task.name, {"train": tuple(twins[row][0] for row in rows)})
     rules = TextMDP(
         task,
-        _UNSCORED,
+        UNSCORED,
         model.mdp.tokenizer,
         max_prompt_tokens=model.mdp.max_prompt_tokens,
         max_new_tokens=model.mdp.max_new_tokens,
@@ -404,7 +345,7 @@ def _answers_to_swapped(
     return {
         name: swap_gap(
             swaps.name,
-            scores[name].reshape(-1, samples).mean(-1)[rows],
+            mine.scores[name].reshape(-1, samples).mean(-1)[rows],
             returns(rules, reward, answered.completions).reshape(-1, samples).mean(-1),
             changes,
             owners,
@@ -433,8 +374,10 @@ def _frontier(
         if not same_tokens(side, reference):
             raise ValueError(f"checkpoint '{side.name}' has another tokenizer than the reference: no KL between them")
         played = play(side, chosen, samples_per_prompt, seed + number)
-        scores = returns(side.mdp, reward, played.completions)
-        points.append(_point(side.name, kl_to(reference.policy, side.policy, played), scores, _prompts(played)))
+        answers = Answers.of(side, played, {"reward": reward})
+        points.append(
+            _point(side.name, kl_to(reference.policy, side.policy, played), answers.scores["reward"], answers.prompts)
+        )
     return (*points, ends[1])
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agents.alignment import AlignmentReport, Questions, Side, align
-from agents.alignment_duel import as_pairwise
+from agents.alignment import AlignmentReport, Questions, align
+from agents.alignment_answers import UNSCORED, Side
+from agents.alignment_inputs import likelihoods, read_feedback, read_judges, read_prompts, read_swaps
 from agents.alignment_kl import FrontierPoint, Mean
 from agents.alignment_page import CARD_MARK, model_card, shown, write_page
-from agents.alignment_swaps import GENDER, Swaps
-from agents.alignment_texts import LogLikelihoods
 from agents.base import TextAlgorithm
 from agents.config import option
 from agents.evaluation import on_split
@@ -24,13 +23,8 @@ from agents.options import add_options
 from agents.run_folder import STEP, RunFolder, write_json
 from agents.saved import Saved, load_saved, open_saved
 from agents.settings import make_mdp
-from reward_models.feedback import FeedbackStore
-from reward_models.feedback.answers import Skip, Write
-from reward_models.feedback.export import to_record
 from reward_models.language_model import LanguageModel
-from textgen_env import Reward, TextMDP, TextTask, resolve_reward
-from textgen_env.lookup import did_you_mean, load_entry_point
-from textgen_env.tasks.records import read_jsonl
+from textgen_env import Reward, TextMDP, resolve_reward
 
 _REPORT = """Measure what a trained model is like: both it and its reference answer the same prompts, and the report has
 the reward, win rates under judges and people, agreement with people beside the human ceiling, counterfactual swaps of
@@ -46,7 +40,6 @@ _EPILOG = """examples:
                    --judge rewards:politeness --feedback feedback.db --fluency gpt2 --swaps gender --output report.html
 """
 
-_SQLITE = b"SQLite format 3\x00"
 _NEW_TOKENS = 64
 
 
@@ -167,6 +160,9 @@ def write_alignment_report(
     torch.set_num_threads(settings.threads)
     saved = open_saved(source)
     card = _card_path(saved, settings)
+    pointwise, pairwise = read_judges(judges)  # what can be wrong in an instant comes before what takes long
+    judgements = [] if settings.feedback is None else read_feedback(settings.feedback)
+    swaps = read_swaps(settings.swaps)
     rules, reward = _rules(saved, settings)
     agent = load_saved(saved, rules, device=settings.device)
     model = Side(source, agent.policy, rules)
@@ -174,7 +170,6 @@ def write_alignment_report(
     others = [_side(name, model, settings) for name in checkpoints]
     for side in (model, *([] if reference is None else [reference]), *others):
         _check_room(side)
-    pointwise, pairwise = _judges(judges)
     lm = None if settings.fluency is None else LanguageModel(settings.fluency, device=settings.device)
     own_frontier = saved.run is not None and settings.reference is None and settings.reward is None
     report = align(
@@ -184,9 +179,9 @@ def write_alignment_report(
             scorers={**({} if reward is None else {reward.name: reward}), **pointwise},
             has_reward=reward is not None,
             pairwise=pairwise,
-            judgements=[] if settings.feedback is None else read_feedback(settings.feedback),
+            judgements=judgements,
             sources=sources,
-            swaps=_swaps(settings.swaps),
+            swaps=swaps,
             fluency=None if lm is None else likelihoods(lm),
             fluency_name=settings.fluency,
             checkpoints=others,
@@ -202,8 +197,8 @@ def write_alignment_report(
     write_page(report, output)
     write_json(output.with_suffix(".json"), {"settings": dataclasses.asdict(settings), "figures": report.to_dict()})
     if card is not None:
-        base = settings.reference if settings.reference and not Path(settings.reference).exists() else None
-        card.write_text(model_card(report, _facts(saved, settings), base_model=base), encoding="utf-8")
+        text = model_card(report, _facts(saved, settings), base_model=_base_model(saved, settings))
+        card.write_text(text, encoding="utf-8")
     return report
 
 
@@ -242,31 +237,9 @@ def _rules(saved: Saved, settings: ReportSettings) -> tuple[TextMDP, Reward | No
     own = None if saved.run is None else saved.settings_for({})
     reward = settings.reward or (None if own is None else own.reward)
     cap = settings.max_new_tokens or (None if own is None else own.max_new_tokens) or _NEW_TOKENS
-    task = read_prompts(settings)
+    task = read_prompts(settings.prompts, settings.prompt_field, settings.reference_field)
     scorer = None if reward is None else resolve_reward(reward)
-    return TextMDP(task, scorer or _unscored, saved.tokenizer, max_new_tokens=cap), scorer
-
-
-def _unscored(completions: list[str]) -> list[float]:
-    return [0.0] * len(completions)
-
-
-def read_prompts(settings: ReportSettings) -> TextTask:
-    """All prompts of a file, in one split.
-
-    Raises:
-        ValueError: it is of no known kind, or a record is no prompt.
-        OSError: it cannot be read.
-    """
-    path = Path(settings.prompts or "")
-    fields: dict[str, Any] = {"prompt_field": settings.prompt_field, "reference_field": settings.reference_field}
-    readers = {".jsonl": TextTask.from_jsonl, ".csv": TextTask.from_csv}
-    if path.suffix in readers:
-        return readers[path.suffix](str(path), fractions=(1.0, 0.0, 0.0), **fields)
-    if path.suffix == ".txt":
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        return TextTask.from_pairs({"train": dict.fromkeys(lines)}, name=path.stem)
-    raise ValueError(f"'{path}' is no file of prompts: {did_you_mean(path.suffix, [*readers, '.txt'])}")
+    return TextMDP(task, scorer or UNSCORED, saved.tokenizer, max_new_tokens=cap), scorer
 
 
 def _reference(saved: Saved, agent: TextAlgorithm, rules: TextMDP, settings: ReportSettings) -> Side | None:
@@ -315,76 +288,6 @@ def _history(run: RunFolder) -> list[FrontierPoint]:
     ]
 
 
-# ---------------------------------------------------------------- what is asked
-
-
-def _judges(names: Sequence[str]) -> tuple[dict[str, Reward], dict[str, Any]]:
-    """Scorers of texts, and judges of pairs."""
-    pointwise: dict[str, Reward] = {}
-    pairwise: dict[str, Any] = {}
-    for name in names:
-        pairs = None
-        if ":" in name:
-            try:
-                target = load_entry_point(name)
-            except (ImportError, AttributeError) as error:  # what a mistyped 'module:attr' gives
-                raise ValueError(str(error)) from error
-            pairs = as_pairwise(target)
-        if pairs is None:
-            pointwise[name] = resolve_reward(name, name=name)
-        else:
-            pairwise[name] = pairs
-    return pointwise, pairwise
-
-
-def read_feedback(path: str) -> list[Mapping[str, Any]]:
-    """People's judgements as records: from a feedback store, or from a JSON-lines file.
-
-    Raises:
-        ValueError: a record is no judgement.
-        OSError: the file cannot be read.
-    """
-    with open(path, "rb") as file:
-        is_store = file.read(len(_SQLITE)) == _SQLITE
-    if is_store:
-        with FeedbackStore(path) as store:
-            return [
-                to_record(one)
-                for one in store.judgements()
-                if one.purpose == "fresh" and not isinstance(one.answer, (Skip, Write))
-            ]
-    records = []
-    for where, record in read_jsonl(path):
-        kinds = ({"prompt", "chosen", "rejected"}, {"prompt", "ranking"}, {"prompt", "completion", "rating"})
-        if not any(fields <= set(record) for fields in kinds):
-            raise ValueError(
-                f"{where}: fields {', '.join(record) or 'none'} are no judgement. Wanted are prompt, chosen and "
-                "rejected; prompt and ranking; or prompt, completion and rating"
-            )
-        records.append(record)
-    return records
-
-
-def _swaps(name: str | None) -> Swaps | None:
-    if name is None:
-        return None
-    if name == "gender":
-        return Swaps(GENDER, "gender")
-    if not Path(name).is_file():
-        raise ValueError(f"unknown table of swaps '{name}'; {did_you_mean(name, ['gender'])}, or a .json or .csv file")
-    return Swaps.read(name)
-
-
-def likelihoods(lm: LanguageModel) -> LogLikelihoods:
-    """The language model as `text_figures` asks it: each text after its prompt."""
-
-    def answer(prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], list[int]]:
-        continuations = lm.continuations(list(prompts), list(texts))
-        return lm.log_likelihoods(continuations), [len(text) for _, text in continuations]
-
-    return answer
-
-
 # ---------------------------------------------------------------- the card
 
 
@@ -405,6 +308,14 @@ def _card_path(saved: Saved, settings: ReportSettings) -> Path | None:
             f"'{path}' is there already, and not from here: name another place with --card, or write none (--card no)"
         )
     return path
+
+
+def _base_model(saved: Saved, settings: ReportSettings) -> str | None:
+    """The hub name of what the model began as; None for a local one, whose path means nothing elsewhere."""
+    began = settings.reference
+    if saved.run is not None:
+        began = saved.run.read_config()[0]["model"]
+    return None if began is None or Path(began).exists() else began
 
 
 def _facts(saved: Saved, settings: ReportSettings) -> dict[str, str]:

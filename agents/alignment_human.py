@@ -247,7 +247,7 @@ def rating_consistency(
                     total, weight = total + found * len(own), weight + len(own)
             return total / weight if weight else math.nan
 
-        return measure
+        return _remembered(measure)
 
     def figure(measure: Callable[[npt.NDArray[np.intp]], float]) -> Figure:
         def of_prompts(drawn: npt.NDArray[np.intp]) -> float:
@@ -271,6 +271,19 @@ def rating_consistency(
         annotators=ratings_IA.shape[1],
         judgements=int(left_out_IA.sum()),
     )
+
+
+def _remembered(measure: Callable[[npt.NDArray[np.intp]], float]) -> Callable[[npt.NDArray[np.intp]], float]:
+    """The same, each draw measured once: the gap's bootstrap draws what those of its two sides have drawn."""
+    known: dict[bytes, float] = {}
+
+    def measured(rows: npt.NDArray[np.intp]) -> float:
+        key = rows.tobytes()
+        if key not in known:
+            known[key] = measure(rows)
+        return known[key]
+
+    return measured
 
 
 def _check(table_IA: Array, values_I: Array, prompts_I: Sequence[str]) -> None:
