@@ -222,7 +222,7 @@ def _list(prompt: Prompt) -> str:
 RUNG = Rung(
     random=-0.0994,
     supervised=0.7331,
-    optimum=0.9411,
+    optimum=0.941117,
     hack=Hack(
         "Writes the keywords and nothing else: there is no sentence in it.",
         _list,
