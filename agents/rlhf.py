@@ -121,6 +121,8 @@ def rlhf(
     try:
         return loop.run(resume)
     except KeyboardInterrupt:
+        if not loop.folder.config.is_file():
+            raise  # nothing is there yet
         return loop.result("interrupted", f"textgen rlhf --resume {output}")
     finally:
         torch.set_num_threads(threads)

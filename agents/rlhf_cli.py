@@ -7,6 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from agents.algorithms import find_algorithm
 from agents.config import make_config
 from agents.options import add_options
@@ -72,6 +74,7 @@ def _rlhf(arguments: argparse.Namespace) -> int:
     quiet, resume, enough = given.pop("quiet"), given.pop("resume"), given.pop("enough")
     settings, fit, algorithm = _parts(given) if resume is None else _resumed(resume, given)
     made = RLHFSettings(**settings)
+    transformers_logging.set_verbosity_error()  # that a reward model's head is fresh is no news
     result = rlhf(
         made,
         make_config(find_algorithm(made.algo)[1], None, algorithm),  # type: ignore[arg-type]
