@@ -200,9 +200,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             )
         if not store.items():
             print(f"warning: '{arguments.store}' has no items yet: textgen feedback add", file=sys.stderr)
-        for token, door in access.tokens.items():
-            page = "overview" if door.role == "overview" else ""
-            print(f"{door.invited or door.role:<12} {address}{page}?token={token}")
+        for name, link in access.links(address).items():
+            print(f"{name:<12} {link}")
         print("Ctrl-C ends it.", flush=True)
         run(create_app(store, access, site), listener)
     return 0

@@ -27,6 +27,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reward_models.feedback.answers import FeedbackError, check_text
+from reward_models.feedback.items import MAX_NAME
+
 Role: TypeAlias = Literal["annotator", "overview"]
 """One who judges, or one who sees how far all have come: who sees agreement while judging is no longer independent."""
 
@@ -136,14 +139,32 @@ class Access:
     Args:
         annotators: who gets a link of their own; without any, one link serves all, and each says a name.
         key: 32 random bytes; default: drawn, so that links are good until the server ends.
+
+    Raises:
+        FeedbackError: a name is empty or too long.
     """
 
     def __init__(self, annotators: Iterable[str] = (), key: bytes | None = None) -> None:
         self._key = secrets.token_bytes(32) if key is None else key
         invited: list[str | None] = list(dict.fromkeys(map(plain_name, annotators)))
+        for name in invited:
+            check_text(name, "an annotator's name", MAX_NAME)
+            if not name:
+                raise FeedbackError("an annotator's name is empty")
         doors = [Session("annotator", name) for name in invited or [None]] + [Session("overview")]
         self.tokens = {self._mac("link", door.role, door.invited or ""): door for door in doors}
         """What stands in a link, and the session that it opens."""
+
+    def links(self, address: str) -> dict[str, str]:
+        """The links, by whom they are for: a name, "annotator" (anyone) or "overview".
+
+        Args:
+            address: the page's URL, with a slash at its end.
+        """
+        return {
+            door.invited or door.role: f"{address}{'overview' if door.role == 'overview' else ''}?token={token}"
+            for token, door in self.tokens.items()
+        }
 
     def enter(self, token: str) -> Session | None:
         """A new session for who comes with a link; None if the token is none of ours."""
@@ -233,7 +254,7 @@ def refusal(status: int, message: str) -> JSONResponse:
 
 def role_of(request: Request) -> Role:
     """Whom the requested page is for."""
-    return "overview" if request.url.path.startswith("/overview") else "annotator"
+    return "overview" if request.scope["path"].startswith("/overview") else "annotator"
 
 
 def cookie_name(request: Request) -> str:

@@ -1,7 +1,10 @@
 """``textgen feedback``: items in, judgements out."""
 
 import json
+import re
 import shlex
+import threading
+import urllib.request
 
 import pytest
 
@@ -33,12 +36,15 @@ def annotate(names=("ada", "bob")):
                 store.submit(name, task.id, task.id, Prefer(min((0, 1), key=lambda place: task.completions[place])))
 
 
-def test_the_commands_of_the_page(workplace, capsys):
+def test_the_commands_of_the_page(workplace, capsys, monkeypatch):
     """In their order, with annotators in between."""
-    assert [line.split()[2] for line in COMMANDS] == ["add", "progress", "agreement", "export", "import", "forget"]
+    named = ["add", "serve", "progress", "agreement", "export", "import", "forget"]
+    assert [line.split()[2] for line in COMMANDS] == named
+    monkeypatch.setattr("reward_models.feedback.server.run", lambda app, listener: None)
     shown = {}
     for line in COMMANDS:
         words = shlex.split(line)[1:]
+        words += ["--port", "0"] if "serve" in words else []  # the usual one may be taken
         assert main(words) == 0, capsys.readouterr().err
         shown[words[1]] = capsys.readouterr().out
         if words[1] == "add":
@@ -46,6 +52,8 @@ def test_the_commands_of_the_page(workplace, capsys):
     assert "12 new, 0 were there" in shown["add"]
     assert "version 1" in shown["add"]
     assert "overlap 2" in shown["add"]
+    assert re.search(r"^annotator +http://127\.0\.0\.1:\d+/\?token=[\w-]{43}$", shown["serve"], re.MULTILINE)
+    assert re.search(r"^overview +http://127\.0\.0\.1:\d+/overview\?token=[\w-]{43}$", shown["serve"], re.MULTILINE)
     assert "12 of 12 complete" in shown["progress"]
     assert "ada (a-" in shown["progress"]
     assert "alpha         1.000 [1.000, 1.000]" in shown["agreement"]
@@ -65,6 +73,53 @@ def test_what_is_not_given_stays_as_it_is(workplace, capsys):
     with FeedbackStore("feedback.db") as store:
         assert store.settings == Settings(overlap=3, seed=5, gold_share=0.1)
         assert store.guidelines().version == 0
+
+
+def test_the_page_is_served(workplace, capsys, monkeypatch):
+    """Until it is interrupted; each annotator has a link."""
+    monkeypatch.setattr("reward_models.feedback.server.run", visited := Visit())
+    assert main(shlex.split("feedback add feedback.db --items items.jsonl")) == 0
+    assert main(shlex.split("feedback serve feedback.db --port 0 --annotator ada --annotator bob")) == 0
+    said = capsys.readouterr()
+    assert "warning" not in said.err
+    links = dict(line.split() for line in said.out.splitlines() if "token=" in line)
+    assert list(links) == ["ada", "bob", "overview"]
+    assert len(set(links.values())) == 3
+    assert visited.page.startswith("<!doctype html>")
+
+
+class Visit:
+    """In place of serving for ever: one request of the page's style, and the end."""
+
+    page = ""
+
+    def __call__(self, app, listener):
+        import uvicorn
+
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        try:
+            urllib.request.urlopen(address, timeout=30)
+        except urllib.error.HTTPError as locked:
+            with locked:
+                self.page = locked.read().decode()
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_page_for_others_is_warned_of(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("reward_models.feedback.server.run", lambda app, listener: None)
+    with FeedbackStore("empty.db", create=True):
+        pass
+    assert main(shlex.split("feedback serve empty.db --port 0 --host 0.0.0.0 --url http://192.168.1.5")) == 0
+    said = capsys.readouterr()
+    assert "warning: other machines can reach http://192.168.1.5/, and what is sent is not encrypted" in said.err
+    assert "warning: 'empty.db' has no items yet" in said.err
+    assert "http://192.168.1.5/?token=" in said.out
+    assert main(shlex.split("feedback serve empty.db --port 0 --host 0.0.0.0 --url https://192.168.1.5")) == 0
+    assert "not encrypted" not in capsys.readouterr().err
 
 
 def test_export_for_a_spreadsheet(workplace, capsys):
@@ -89,6 +144,10 @@ def test_export_for_a_spreadsheet(workplace, capsys):
         ("add items.jsonl --items items.jsonl", "cannot be opened as a feedback store"),
         ("export none.db --output out", "there is no feedback store 'none.db'"),
         ("progress none.db", "textgen feedback add"),
+        ("serve none.db", "there is no feedback store 'none.db'"),
+        ("serve none.db --host 0.0.0.0", "name the one that annotators will use"),
+        ("serve none.db --url here", "a URL starts with http"),
+        ("serve none.db --annotator ' '", "an annotator's name is empty"),
         ("import feedback.db --data none.jsonl", "there is no file 'none.jsonl'"),
         ("import feedback.db --data items.jsonl", "items.jsonl, line 1: one of rating, chosen"),
     ],

@@ -43,8 +43,9 @@ function rating(task, before, changed) {
     const ends = { min: low, max: high, step: "any" };
     const number = el("input", { type: "number", ...ends, "aria-label": "rating",
       oninput: () => number.value !== "" && number.validity.valid && choose(number.valueAsNumber) });
+    // Pressed where it stands already, it has no new value, and yet this is an answer.
     const range = el("input", { type: "range", ...ends, step: (high - low) / 100, "aria-label": "rating",
-      oninput: () => choose(range.valueAsNumber), onclick: () => choose(range.valueAsNumber) });
+      oninput: () => choose(range.valueAsNumber), onpointerup: () => choose(range.valueAsNumber) });
     return {
       element: el("div", { className: "slider" }, el("span", { className: "end" }, `${low} worst`), range,
         el("span", { className: "end" }, `best ${high}`), number),
@@ -115,19 +116,23 @@ function comparison(task, before, changed) {
 function ranking(task, before, changed) {
   const count = task.completions.length;
   let order = before.ranking ?? [];
+  let pressedLast = null;
   const places = task.completions.map(() => el("span", { className: "place" }));
   const buttons = places.map((place, index) =>
-    el("button", { type: "button", className: "head", onclick: (event) => event.detail < 2 && toggle(index) },
+    el("button", { type: "button", className: "head", onclick: (event) => press(index, event) },
       place, el("span", {}, `Text ${index + 1}`), ...(index < 9 ? [key(String(index + 1))] : [])));
   show();
 
   function toggle(index) {
     if (order.includes(index)) order = order.filter((other) => other !== index);
     else order = [...order, index];
-    const rest = task.completions.map((_, other) => other).filter((other) => !order.includes(other));
-    if (rest.length === 1 && order.at(-1) === index) order = [...order, ...rest]; // the last place is the last one's
     show();
     changed();
+  }
+  /** A double click is one; a quick press on the next text is another. */
+  function press(index, event) {
+    if (event.detail < 2 || index !== pressedLast) toggle(index);
+    pressedLast = index;
   }
   function show() {
     buttons.forEach((button, index) => {
@@ -142,7 +147,7 @@ function ranking(task, before, changed) {
     element: el("div", {},
       el("p", { className: "small" }, "Press the texts in order, the best first. Pressed again, a text loses its place."),
       el("div", { className: "list" },
-        ...task.completions.map((content, index) => card(content, buttons[index], () => toggle(index))))),
+        ...task.completions.map((content, index) => card(content, buttons[index], (event) => press(index, event))))),
     keys: [[`1 … ${Math.min(count, 9)}`, "give this text the next place, or take its place away"]],
     missing: "Give every text a place first.",
     draft: () => ({ ranking: order }),
@@ -179,7 +184,7 @@ function card(content, head = null, choose = null) {
   if (choose !== null) {
     element.classList.add("choice");
     body.addEventListener("click", (event) => {
-      if (event.detail < 2 && getSelection().isCollapsed && !element.closest("fieldset:disabled")) choose();
+      if (getSelection().isCollapsed && !element.closest("fieldset:disabled")) choose(event);
     });
   }
   return element;
