@@ -19,18 +19,20 @@ PAGES = sorted(f"docs/{path.name}" for path in (snippets.ROOT / "docs").glob("*.
 EXAMPLES = [(page, number) for page in PAGES for number in range(len(snippets.blocks(page, "python")))]
 REWARD_COMMANDS = [line for line in snippets.commands("docs/rewards.md") if line.startswith("textgen ")]
 LOOP_COMMANDS = [line for line in snippets.commands("docs/rlhf.md") if line.startswith("textgen ")]
+PRETRAIN_COMMANDS = [line for line in snippets.commands("docs/pretraining.md") if line.startswith("textgen ")]
 FROM_SCRATCH = ["--quiet", "--width", "32", "--heads", "2"]
+SHORT_RUN = shlex.split(
+    "--warm-start-epochs 0.01 --total-tokens 200 --episodes-per-rollout 8 --eval-prompts 4 --output run"
+)
 SMALL = {
+    "pretrain": [*FROM_SCRATCH, *shlex.split("--layers 1 --epochs 1 --vocab-size 280 --block-size 64 --device cpu")],
+    "generate": shlex.split("--max-new-tokens 4"),
     "reward": [*FROM_SCRATCH, "--epochs", "1", "--vocab-size", "300"],
     "rlhf": shlex.split(
         "--quiet --rounds 1 --comparisons 60 --held-out-share 0.4 --max-new-tokens 6 --tokens-per-round 200 "
         "--eval-prompts 4 --fit-epochs 1 --num-envs 16 --episodes-per-rollout 32"
     ),
-    "train": [
-        *FROM_SCRATCH,
-        *shlex.split("--layers 1 --warm-start-epochs 0.01 --total-tokens 200 --episodes-per-rollout 8"),
-        *shlex.split("--eval-prompts 4 --output run"),
-    ],
+    "train": [*FROM_SCRATCH, "--layers", "1", *SHORT_RUN],
 }
 
 
@@ -97,9 +99,26 @@ def test_the_loop_s_commands_run(workplace: Path, capsys: pytest.CaptureFixture[
     assert (workplace / "my-loop" / "round-2" / "5-evaluation" / "stage.json").is_file()
 
 
+def test_the_pretraining_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"It was a {mood} day. We saw {number} birds." for mood in ("good", "bad") for number in range(20)]
+    (workplace / "stories.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    prompts = [{"prompt": f"We saw {number}", "reference": "birds."} for number in range(40)]
+    lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+    (workplace / "prompts.jsonl").write_text(lines, encoding="utf-8")
+    threads = torch.get_num_threads()
+    try:
+        for line in PRETRAIN_COMMANDS:
+            words = shlex.split(line)[1:]
+            small = ["--quiet", *SHORT_RUN] if "--model" in words else SMALL[words[0]]
+            assert cli.main([*words, *small]) == 0, line
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_examples_were_found() -> None:
     assert sum(page == "docs/rewards.md" for page, _ in EXAMPLES) >= 10
     assert len(REWARD_COMMANDS) == 3
+    assert len(PRETRAIN_COMMANDS) == 5
     assert len(LOOP_COMMANDS) == 5
 
 
