@@ -1,4 +1,4 @@
-"""The command ``textgen``: train, evaluate, credit, generate, reward, feedback, rlhf, list."""
+"""The command ``textgen``: train, evaluate, credit, generate, reward, feedback, rlhf, report, attention, list."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from agents.evaluation import evaluate, on_split
 from agents.feedback_cli import add_feedback_commands
 from agents.instruct_cli import add_instruct_command
 from agents.invariants import InvariantError
+from agents.multitask_cli import add_multitask_command
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
 from agents.pretrain_cli import add_pretrain_command
@@ -183,6 +184,7 @@ def _parser(argv: Sequence[str]) -> OptionParser:
 
     add_pretrain_command(commands)
     add_instruct_command(commands)
+    add_multitask_command(commands, algorithm)
     add_reward_commands(commands)
     add_feedback_commands(commands)
     add_rlhf_command(commands, algorithm)

@@ -76,6 +76,13 @@ class Group:
 Block: TypeAlias = Heading | Paragraph | Table | Texts | Picture | Drawing | Group
 
 
+def aligned(table: Table) -> str:
+    """The table as lines of text, for a terminal: the first column from the left, figures from the right."""
+    rows = [[_words(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in rows)
+
+
 def to_markdown(blocks: Sequence[Block]) -> str:
     """The blocks as GitHub-flavoured Markdown; a picture is a link to its file."""
     return "\n\n".join(filter(None, map(_markdown, blocks))) + "\n"

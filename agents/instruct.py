@@ -20,6 +20,7 @@ import torch
 from stable_baselines3.common.utils import get_device
 
 from agents.config import check_choice, option
+from agents.document import Table
 from agents.instruct_data import (
     Lengths,
     Limits,
@@ -388,15 +389,15 @@ class _Job:
         return InstructResult(self.folder, tuple(self.rounds), policy, self.tokenizer, interrupted)
 
 
-def rounds_table(rounds: Sequence[Round]) -> list[list[str]]:
-    """Rows of text: a measure of a file each, a column a round; the first row is the header."""
+def rounds_table(rounds: Sequence[Round]) -> Table:
+    """A row for every measure of a file's held-out instructions, a column a round."""
     sources = dict.fromkeys(source for done in rounds for source in done.held_out)
-    rows = [["", "start", *[f"round {number}" for number in range(1, len(rounds))]]]
+    rows = []
     for source in sources:
         for name in MEASURES:
             cells = [done.held_out[source][name]["mean"] if source in done.held_out else None for done in rounds]
             rows.append([f"{source}, {name}", *["–" if cell is None else f"{cell:.3f}" for cell in cells]])
-    return rows
+    return Table(["", "start", *[f"round {number}" for number in range(1, len(rounds))]], rows)
 
 
 def _digest(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from agents.document import aligned
 from agents.instruct import InstructSettings, instruct, read_report, rounds_table
 from agents.instruct_fit import InstructConfig
 from agents.options import add_options
@@ -80,10 +81,9 @@ def _instruct(arguments: argparse.Namespace) -> int:
         result = instruct(
             settings, config, resume=resume is not None, say=_silent if quiet else bar.write, on_step=on_step
         )
-    rows = rounds_table(result.rounds)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows if len(rows) > 1 else []:
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+    table = rounds_table(result.rounds)
+    if table.rows:
+        print(aligned(table))
     if result.interrupted:
         print(f"interrupted; go on with: textgen instruct --resume {result.folder}")
         return 130

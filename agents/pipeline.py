@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -26,6 +26,7 @@ from agents.dqn import DQN
 from agents.evaluation import Evaluation, evaluate, on_split
 from agents.logged import read_logged, reference_episodes
 from agents.logged_rollouts import FromLoggedEpisodes
+from agents.model_source import ModelSource
 from agents.progress_bar import TokenProgressBar
 from agents.report import read_evaluations, write_report
 from agents.run_folder import RunFolder, write_json
@@ -35,6 +36,8 @@ from textgen_env import TextGenVectorEnv, TextMDP
 
 Stage: TypeAlias = Literal["environment", "model", "warm start", "before", "learn", "after", "report"]
 StageHook: TypeAlias = Callable[[Stage, str], None]
+Rules = TypeVar("Rules")
+"""What a run learns from: the rules of one task, or of several by name."""
 
 _FRESH_EPOCHS = 2.0
 
@@ -73,19 +76,27 @@ def run(
         ValueError: the settings do not fit together, or something they name is unknown.
         OSError: a file cannot be read, or the output folder is not empty.
     """
-    job = _Job(settings, config, resume, verbose, on_stage or _quiet)
-    with _threads(settings.threads):
-        try:
-            return job.run()
-        except KeyboardInterrupt:
-            return job.finish(interrupted=True)
+    return SingleTask(settings, config, resume, verbose, on_stage).complete()
 
 
-class _Job:
-    """The stages of one run, and what they hand on."""
+class Job(Generic[Rules]):
+    """The stages of one run, and what they hand on; a subclass says what it learns from.
+
+    Args:
+        settings: model, lengths, output.
+        config: the algorithm's options; its defaults if None.
+        resume: go on in ``settings.output``.
+        verbose: 1 shows progress bars, 2 also a table of metrics an update.
+        say: called as each stage begins, with its name and a line about it.
+    """
 
     def __init__(
-        self, settings: RunSettings, config: AlgorithmConfig | None, resume: bool, verbose: int, say: StageHook
+        self,
+        settings: RunSettings,
+        config: AlgorithmConfig | None,
+        resume: bool = False,
+        verbose: int = 0,
+        say: StageHook | None = None,
     ) -> None:
         self.algorithm, config_class = find_algorithm(settings.algo)
         self.settings = settings
@@ -94,7 +105,7 @@ class _Job:
             raise ValueError(f"'{settings.algo}' takes a {config_class.__name__}, not {type(self.config).__name__}")
         self.resume = resume
         self.verbose = verbose
-        self.say = say
+        self.say = say or _quiet
         output = settings.output or f"runs/{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = RunFolder(Path(output))
         if not resume:
@@ -102,7 +113,40 @@ class _Job:
         self.results: dict[str, Any] = self.folder.read_results() if resume else {}
         self.agent: TextAlgorithm | None = None
 
+    def environments(self) -> tuple[Rules, Rules, Rules]:
+        """The rules on the train split, and on the held-out ones: to watch while learning, and for the report."""
+        raise NotImplementedError
+
+    def make_agent(self, train: Rules) -> TextAlgorithm:
+        """A new agent in a new folder, or the saved one."""
+        raise NotImplementedError
+
+    def warm_start(self, train: Rules) -> None:
+        """Fit the references; the reference policy of RL is the model after that."""
+        raise NotImplementedError
+
+    def evaluate(self, held_out: Rules) -> dict[str, Any]:
+        """Sampled and greedy, as plain data."""
+        raise NotImplementedError
+
+    def named(self, held_out: Rules) -> str:
+        """What is evaluated, in a few words."""
+        raise NotImplementedError
+
+    def watch(self, watched: Rules, **options: Any) -> EvaluationCallback:
+        """What evaluates while the agent learns."""
+        raise NotImplementedError
+
+    def complete(self) -> Result:
+        """All stages, with as many threads as the settings say; Ctrl-C ends them early."""
+        with _threads(self.settings.threads):
+            try:
+                return self.run()
+            except KeyboardInterrupt:
+                return self.finish(interrupted=True)
+
     def run(self) -> Result:
+        """The stages in their order."""
         train, watched, held_out = self.environments()
         self.agent = self.make_agent(train)
         self.note(status="running", started=self.results.get("started", time.strftime("%Y-%m-%d %H:%M:%S")))
@@ -110,39 +154,24 @@ class _Job:
             self.warm_start(train)
             save_agent(self.agent, self.folder.agent)
         if "before" not in self.results:
-            self.say("before", f"{held_out.task.name}, {held_out.split} split")
+            self.say("before", self.named(held_out))
             self.note(before=self.evaluate(held_out))
         if not self.learn(watched):
             return self.finish(interrupted=True)
-        self.say("after", f"{held_out.task.name}, {held_out.split} split")
+        self.say("after", self.named(held_out))
         self.note(after=self.evaluate(held_out))
         return self.finish(interrupted=False)
 
-    def environments(self) -> tuple[TextMDP, TextMDP, TextMDP]:
-        """The rules on the train split, and on the held-out ones: to watch while learning, and for the report."""
-        # A tokenizer trained on the spot was saved with the run: the data may have grown since.
-        trained_before = self.resume and self.settings.model is None and self.folder.model.is_dir()
-        train = make_mdp(self.settings, tokenizer=self.folder.model if trained_before else None)
-        splits = [split for split in ("validation", "test") if train.task.splits.get(split)]
-        if not splits:
-            raise ValueError(
-                f"task '{train.task.name}' has only {len(train.prompts)} training prompts and none held out: "
-                "give it more prompts, or a larger validation share with --split-fractions"
-            )
-        self.say(
-            "environment",
-            f"{train.task!r}, reward {train.reward.name}, vocabulary {train.tokenizer.vocab_size}, "
-            f"at most {train.max_prompt_tokens} + {train.max_new_tokens} tokens",
-        )
-        if len(splits) == 1:
-            self.say("environment", f"the {splits[0]} split is the only one held out: watched and reported on alike")
-        return train, on_split(train, splits[0]), on_split(train, splits[-1])
+    def new_or_saved(
+        self, algorithm: type[TextAlgorithm], env: Any, make_source: Callable[[], ModelSource]
+    ) -> TextAlgorithm:
+        """The agent of the folder's checkpoint, where there is one to go on from, or a new one.
 
-    def make_agent(self, train: TextMDP) -> TextAlgorithm:
-        """A new agent in a new folder, or the saved one."""
-        env: Any = TextGenVectorEnv(self.config.num_envs, mdp=train)
+        Raises:
+            ValueError: the run is finished, or other options were given to it.
+        """
         if self.resume and self.folder.agent.is_file():
-            agent = self.algorithm.load(self.folder.agent, env=env, device=self.settings.device)
+            agent = algorithm.load(self.folder.agent, env=env, device=self.settings.device)
             if agent.config != self.config:
                 raise ValueError("a resumed run keeps its algorithm's options: leave them out")
             if agent.num_timesteps >= self.settings.total_tokens and self.results.get("status") == "finished":
@@ -153,75 +182,44 @@ class _Job:
             self.results.pop("after", None)
             self.folder.forget_after(agent.num_timesteps)
             self.say("model", f"going on from {self.folder.agent} at {agent.num_timesteps:,} tokens")
-        else:
-            source = make_model(self.settings, train)
-            agent = self.algorithm(source, env, self.config, seed=self.settings.seed, device=self.settings.device)
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            self.results = {}
-            self.folder.forget_after(-1)  # of a run that was interrupted before its first checkpoint
-            named = "GPT-2 from scratch" if self.settings.model is None else str(self.settings.model)
-            self.say("model", f"{named}, {agent.policy.model.num_parameters():,} parameters, on {agent.policy.device}")
-        self.hand_over_logged(agent, train)
-        settings = replace(self.settings, output=str(self.folder.path))
+            return agent
+        agent = algorithm(make_source(), env, self.config, seed=self.settings.seed, device=self.settings.device)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.results = {}
+        self.folder.forget_after(-1)  # of a run that was interrupted before its first checkpoint
+        named = "GPT-2 from scratch" if self.settings.model is None else str(self.settings.model)
+        self.say("model", f"{named}, {agent.policy.model.num_parameters():,} parameters, on {agent.policy.device}")
+        return agent
+
+    def begin_folder(self, agent: TextAlgorithm, environment: dict[str, Any], warm_start_epochs: float) -> None:
+        """Write every setting, and the tokenizer."""
         resolved = {
-            "environment": {
-                "task": repr(train.task),
-                "reward": train.reward.name,
-                "max_prompt_tokens": train.max_prompt_tokens,
-                "max_new_tokens": train.max_new_tokens,
-                "vocab_size": train.tokenizer.vocab_size,
-            },
+            "environment": environment,
             "model": agent.policy.model.config.to_dict(),
             "device": str(agent.policy.device),
             "learning_rate": agent.learning_rate,
-            "warm_start_epochs": self.warm_start_epochs(train),
+            "warm_start_epochs": warm_start_epochs,
             "eval_every": self.settings.eval_interval,
         }
-        self.folder.write_config(settings, self.config, resolved)
+        self.folder.write_config(replace(self.settings, output=str(self.folder.path)), self.config, resolved)
         self.folder.model.mkdir(exist_ok=True)
-        train.tokenizer.hf.save_pretrained(str(self.folder.model))
-        return agent
+        assert agent.tokenizer is not None
+        agent.tokenizer.hf.save_pretrained(str(self.folder.model))
 
-    def hand_over_logged(self, agent: TextAlgorithm, train: TextMDP) -> None:
-        """Written completions for the algorithms that learn from some."""
-        path = self.settings.logged
-        if isinstance(agent, FromLoggedEpisodes):
-            agent.set_data(read_logged(path, train) if path else reference_episodes(train))
-        elif isinstance(agent, DQN) and path:
-            agent.set_demonstrations(read_logged(path, train))
-        elif path:
-            raise ValueError(f"'{self.settings.algo}' learns from its own rollouts only: leave --logged out")
-
-    def warm_start_epochs(self, train: TextMDP) -> float:
-        """As asked; by default a model from scratch first learns to write, a pretrained one can already."""
-        if self.settings.warm_start_epochs is not None:
-            return self.settings.warm_start_epochs
-        if issubclass(self.algorithm, FromLoggedEpisodes):
-            return 0.0  # written completions are what it learns from
-        has_references = any(prompt.references for prompt in train.prompts)
-        return _FRESH_EPOCHS if self.settings.model is None and has_references else 0.0
-
-    def warm_start(self, train: TextMDP) -> None:
-        """Fit the references; the reference policy of RL is the model after that."""
-        assert self.agent is not None
-        epochs = self.warm_start_epochs(train)
-        if epochs == 0:
-            return
-        self.say("warm start", f"{epochs:g} epochs over the references of {len(train.prompts):,} prompts")
-        with tqdm(desc="warm start", unit="step", dynamic_ncols=True, disable=self.verbose < 1) as bar:
+    def fit_references(self, agent: TextAlgorithm, train: TextMDP, epochs: float, name: str = "warm start") -> float:
+        """A supervised pass or several, with a progress bar; returns the last loss."""
+        with tqdm(desc=name, unit="step", dynamic_ncols=True, disable=self.verbose < 1) as bar:
 
             def on_step(step: int, steps: int, loss: float) -> None:
                 bar.total = steps
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update(step - bar.n)
 
-            loss = supervised_fit(
-                self.agent.policy, train, SupervisedConfig(epochs=epochs), seed=self.settings.seed, on_step=on_step
+            return supervised_fit(
+                agent.policy, train, SupervisedConfig(epochs=epochs), seed=self.settings.seed, on_step=on_step
             )
-        self.agent.refresh_reference()
-        self.note(warm_start_loss=loss)
 
-    def evaluate(self, mdp: TextMDP) -> dict[str, Any]:
+    def evaluate_on(self, mdp: TextMDP) -> dict[str, Any]:
         """Sampled and greedy, as plain data; some of the texts go to ``samples.jsonl``."""
         assert self.agent is not None
         found = {}
@@ -237,7 +235,7 @@ class _Job:
             found[kind] = evaluation.to_dict()
         return found
 
-    def learn(self, watched: TextMDP) -> bool:
+    def learn(self, watched: Rules) -> bool:
         """RL until the asked number of tokens; False when a signal ended it before that."""
         assert self.agent is not None
         settings, agent = self.settings, self.agent
@@ -247,11 +245,10 @@ class _Job:
         self.say("learn", f"{settings.algo}, {missing:,} tokens, evaluated every {settings.eval_interval:,}")
         every = settings.eval_interval
         checkpoint = CheckpointCallback(self.folder.agent, every=settings.checkpoint_every or every)
-        watch = EvaluationCallback(
+        watch = self.watch(
             watched,
             every=every,
             num_prompts=settings.eval_prompts,
-            samples_file=self.folder.samples,
             at_start=not self.folder.read_progress(),
             seed=settings.seed,
         )
@@ -295,6 +292,90 @@ class _Job:
             before=read_evaluations(self.results.get("before")),
             after={} if interrupted else read_evaluations(self.results.get("after")),
         )
+
+
+class SingleTask(Job[TextMDP]):
+    """A run in one environment."""
+
+    def environments(self) -> tuple[TextMDP, TextMDP, TextMDP]:
+        """The rules on the train split, and on the held-out ones: to watch while learning, and for the report."""
+        # A tokenizer trained on the spot was saved with the run: the data may have grown since.
+        trained_before = self.resume and self.settings.model is None and self.folder.model.is_dir()
+        train = make_mdp(self.settings, tokenizer=self.folder.model if trained_before else None)
+        splits = [split for split in ("validation", "test") if train.task.splits.get(split)]
+        if not splits:
+            raise ValueError(
+                f"task '{train.task.name}' has only {len(train.prompts)} training prompts and none held out: "
+                "give it more prompts, or a larger validation share with --split-fractions"
+            )
+        self.say(
+            "environment",
+            f"{train.task!r}, reward {train.reward.name}, vocabulary {train.tokenizer.vocab_size}, "
+            f"at most {train.max_prompt_tokens} + {train.max_new_tokens} tokens",
+        )
+        if len(splits) == 1:
+            self.say("environment", f"the {splits[0]} split is the only one held out: watched and reported on alike")
+        return train, on_split(train, splits[0]), on_split(train, splits[-1])
+
+    def make_agent(self, train: TextMDP) -> TextAlgorithm:
+        """A new agent in a new folder, or the saved one, which gets what is logged."""
+        env: Any = TextGenVectorEnv(self.config.num_envs, mdp=train)
+        agent = self.new_or_saved(self.algorithm, env, lambda: make_model(self.settings, train))
+        self.hand_over_logged(agent, train)
+        self.begin_folder(
+            agent,
+            {
+                "task": repr(train.task),
+                "reward": train.reward.name,
+                "max_prompt_tokens": train.max_prompt_tokens,
+                "max_new_tokens": train.max_new_tokens,
+                "vocab_size": train.tokenizer.vocab_size,
+            },
+            self.warm_start_epochs(train),
+        )
+        return agent
+
+    def hand_over_logged(self, agent: TextAlgorithm, train: TextMDP) -> None:
+        """Written completions for the algorithms that learn from some."""
+        path = self.settings.logged
+        if isinstance(agent, FromLoggedEpisodes):
+            agent.set_data(read_logged(path, train) if path else reference_episodes(train))
+        elif isinstance(agent, DQN) and path:
+            agent.set_demonstrations(read_logged(path, train))
+        elif path:
+            raise ValueError(f"'{self.settings.algo}' learns from its own rollouts only: leave --logged out")
+
+    def warm_start_epochs(self, train: TextMDP) -> float:
+        """As asked; by default a model from scratch first learns to write, a pretrained one can already."""
+        if self.settings.warm_start_epochs is not None:
+            return self.settings.warm_start_epochs
+        if issubclass(self.algorithm, FromLoggedEpisodes):
+            return 0.0  # written completions are what it learns from
+        has_references = any(prompt.references for prompt in train.prompts)
+        return _FRESH_EPOCHS if self.settings.model is None and has_references else 0.0
+
+    def warm_start(self, train: TextMDP) -> None:
+        """Fit the references; the reference policy of RL is the model after that."""
+        assert self.agent is not None
+        epochs = self.warm_start_epochs(train)
+        if epochs == 0:
+            return
+        self.say("warm start", f"{epochs:g} epochs over the references of {len(train.prompts):,} prompts")
+        loss = self.fit_references(self.agent, train, epochs)
+        self.agent.refresh_reference()
+        self.note(warm_start_loss=loss)
+
+    def evaluate(self, held_out: TextMDP) -> dict[str, Any]:
+        """Sampled and greedy, as plain data; some of the texts go to ``samples.jsonl``."""
+        return self.evaluate_on(held_out)
+
+    def named(self, held_out: TextMDP) -> str:
+        """The task and the split."""
+        return f"{held_out.task.name}, {held_out.split} split"
+
+    def watch(self, watched: TextMDP, **options: Any) -> EvaluationCallback:
+        """Evaluations under the plain names."""
+        return EvaluationCallback(watched, samples_file=self.folder.samples, **options)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -36,7 +37,7 @@ def write_report(folder: RunFolder) -> None:
 
 
 def read_evaluations(found: Mapping[str, Any] | None) -> dict[str, Evaluation]:
-    """The evaluations "sampled" and "greedy" of a stage in ``results.json``; empty where there are none."""
+    """The evaluations of a stage in ``results.json``: "sampled" and "greedy", of each task; empty if there are none."""
     return {kind: Evaluation.from_dict(data) for kind, data in (found or {}).items()}
 
 
@@ -75,7 +76,8 @@ def _measures(evaluation: Evaluation) -> Iterator[tuple[str, Callable[[Evaluatio
 
 def _summary(config: Mapping[str, Any], results: Mapping[str, Any], found: Found) -> Iterator[Block]:
     settings = config["settings"]
-    yield Heading(f"{settings['algo'].upper()} on {settings['env'] or settings['data']}", level=1)
+    source = settings["env"] or settings["data"] or ", ".join(settings["tasks"])
+    yield Heading(f"{settings['algo'].upper()} on {source}", level=1)
     yield Paragraph(
         f"{config['resolved']['environment']['task']}. Reward: {config['resolved']['environment']['reward']}. "
         f"Model: {settings['model'] or 'GPT-2 from scratch'}. Seed: {settings['seed']}. "
@@ -98,7 +100,7 @@ def _summary(config: Mapping[str, Any], results: Mapping[str, Any], found: Found
         "and after the supervised warm start where there is one."
     )
     if found["after"]:
-        yield Paragraph(" ".join(_verdict(found, kind) for kind in ("sampled", "greedy")))
+        yield Paragraph(" ".join(_verdict(found, kind) for kind in found["before"]))
     yield measures_table(found)
 
 
@@ -121,14 +123,17 @@ def sample_texts(found: Found) -> Iterator[Block]:
         return
     yield Heading("Texts")
     yield Paragraph("The first prompts of that evaluation, completed greedily.")
-    stages = {stage: kinds["greedy"].samples for stage, kinds in found.items() if "greedy" in kinds}
-    for number, sample in enumerate(stages["before"][:_NUM_TEXTS]):
+    for kind, number in itertools.product([k for k, one in found["before"].items() if one.greedy], range(_NUM_TEXTS)):
+        stages = {stage: kinds[kind].samples for stage, kinds in found.items() if kind in kinds}
+        if number >= len(stages["before"]):
+            continue
+        sample = stages["before"][number]
         items = [("Prompt", sample.prompt)]
         if sample.reference is not None:
             items.append(("Reference", sample.reference))
         for stage, samples in stages.items():
             items.append((f"{stage.capitalize()} (score {samples[number].score:.3f})", samples[number].completion))
-        yield Heading(f"Text {number + 1}", level=3)
+        yield Heading(f"Text {number + 1}" + ("" if kind == "greedy" else f", {kind}"), level=3)
         yield Texts(items)
 
 

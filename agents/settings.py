@@ -78,8 +78,7 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        if (self.env is None) == (self.data is None):
-            raise ValueError("say where the prompts come from: either env (a registered id) or data (your own)")
+        self._check_source()
         for name in ("total_tokens", "eval_prompts", "threads", "eval_every", "checkpoint_every", "lora_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,6 +96,10 @@ class RunSettings:
             self._refuse_changed(
                 ("layers", "width", "heads", "vocab_size"), f"model '{self.model}' has its own: leave it out"
             )
+
+    def _check_source(self) -> None:
+        if (self.env is None) == (self.data is None):
+            raise ValueError("say where the prompts come from: either env (a registered id) or data (your own)")
 
     def _refuse_changed(self, names: tuple[str, ...], why: str) -> None:
         """An option that would be ignored is an error."""

@@ -113,7 +113,7 @@ def test_a_run_leaves_a_hugging_face_folder(data, tmp_path, capsys):
     assert set(first["held_out"][data]) >= {"exact_match", "rouge_l", "token_f1", "prompts"}
     assert first["validation"][0]["validation_loss"] > first["validation"][-1]["validation_loss"]
     assert first["steps"] == math.ceil(2 * first["records"] / 8)
-    assert rounds_table(result.rounds)[0] == ["", "start", "round 1"]
+    assert list(rounds_table(result.rounds).header) == ["", "start", "round 1"]
     assert any(line.startswith("held out") for line in lines)
     assert cli.main(["train", "--data", data, "--prompt-field", "instruction", "--reference-field", "output",
                      "--reward", "rouge_l", "--model", str(result.folder), "--total-tokens", "60",
@@ -123,7 +123,7 @@ def test_a_run_leaves_a_hugging_face_folder(data, tmp_path, capsys):
 
 def test_it_learns_to_follow_instructions_it_has_not_seen(tmp_path):
     """The answer is the instruction's adverb: the held-out ones pair it with other verbs."""
-    adverbs = "now twice softly well soon late once here there thus".split()
+    adverbs = ["now", "twice", "softly", "well", "soon", "late", "once", "here", "there", "thus"]
     told = [{"instruction": f"{verb} {adverb}", "output": adverb} for verb in VERBS for adverb in adverbs]
     data = str(write(tmp_path / "a.jsonl", *told))
     fit = {"epochs": 15.0, "validate_every": 1000}
@@ -196,8 +196,8 @@ def test_rounds_stand_side_by_side(data, more, tmp_path):
     assert result.rounds[2].records > result.rounds[1].records  # both files, with replay
     assert all(set(done.held_out) == {data, more} for done in result.rounds)
     table = rounds_table(result.rounds)
-    assert table[0] == ["", "start", "round 1", "round 2"]
-    assert len(table) == 1 + 2 * 3
+    assert list(table.header) == ["", "start", "round 1", "round 2"]
+    assert len(table.rows) == 2 * 3
     alone = run((data, more), tmp_path / "alone", by_round=True, replay=False)
     assert alone.rounds[2].records == result.rounds[2].records - result.rounds[1].records
 
@@ -217,7 +217,7 @@ def test_going_on_from_a_result_is_the_round_that_would_have_come(data, more, tm
     assert second.rounds[0] == first.rounds[0]
     assert second.rounds[1].held_out == planned.rounds[1].held_out  # the new file's were measured before it was learned
     assert second.rounds[2] == planned.rounds[2]
-    assert rounds_table(second.rounds)[-1][1] == "–"
+    assert rounds_table(second.rounds).rows[-1][1] == "–"
     with pytest.raises(ValueError, match="was learned in an earlier round"):
         run(data, tmp_path / "third", previous=str(first.folder))
     with pytest.raises(ValueError, match="template has no effect here"):
