@@ -15,10 +15,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import SupervisedConfig, supervised_fit
 from agents.algorithms import ALGORITHMS, find_algorithm
+from agents.dqn import DQN
 from agents.logged_rollouts import FromLoggedEpisodes
 from agents.policy import TextPolicy
 from agents.supervised import reference_pairs
 from benchmarks import presets
+from benchmarks.logged import references
 from benchmarks.setups import Setup
 from benchmarks.warm_start import Start
 from benchmarks.watch import Watch
@@ -75,7 +77,11 @@ class Contender:
 
 
 class Agent(Contender):
-    """One of our agents, with its preset."""
+    """One of our agents, with its preset.
+
+    Where the others start from a policy fitted to the references, Q-values would start from nothing: a Q-learner that
+    is not soft gets the references as demonstrations instead (Hester et al. 2018).
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -101,6 +107,8 @@ class Agent(Contender):
         agent = self.kind(start.model(), env, config, seed=start.seed, device="cpu")
         if isinstance(agent, FromLoggedEpisodes) and setup.logged is not None:
             agent.set_data(load_entry_point(setup.logged)(mdp, start.seed))
+        if isinstance(agent, DQN) and not agent.is_soft and setup.warm_start is not None:
+            agent.set_demonstrations(references(mdp, start.seed))
         with watch:
             agent.learn(start.tokens, callback=[*callbacks, _Look(watch)])
             watch.look(agent.policy, agent.num_timesteps, agent._episode_num)
