@@ -99,7 +99,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise OSError(f"cannot listen on {host}, port {port} ({error}); --port 0 takes a free port") from error
     with listener:
         yield listener
@@ -336,7 +336,7 @@ def _text(record: dict[str, Any], field: str) -> str:
 
 def _refused(request: Request, error: Exception) -> Response:
     """What the store says no to."""
-    statuses = {UnknownTask: 404, Conflict: 409, TooLong: 413}
+    statuses: dict[type[Exception], int] = {UnknownTask: 404, Conflict: 409, TooLong: 413}
     busy = isinstance(error.__cause__, sqlite3.Error)
     return refusal(503 if busy else statuses.get(type(error), 400), str(error))
 

@@ -500,7 +500,10 @@ def test_the_overview_renews_itself(site):
     page = site.visitor(viewport={"width": 360, "height": 640})
     page.goto(f"{site.address}overview?token={site.tokens['overview']}")
     page.wait_for_selector("text=No item has answers from two annotators yet.")
-    answers = {"comparison": lambda texts: Prefer(texts[0].startswith("bad")), "ranking": lambda texts: Rank((0, 1, 2))}
+    answers = {
+        "comparison": lambda texts: Prefer(int(texts[0].startswith("bad"))),
+        "ranking": lambda texts: Rank((0, 1, 2)),
+    }
     for name in ("ada", "bob"):
         while (task := site.store.assign(name)) is not None:
             site.store.submit(name, task.id, task.id, answers[task.kind](task.completions))

@@ -168,7 +168,7 @@ function show(state) {
 function showShare({ answered, left }) {
   const total = answered + left + (task === null ? 0 : 1);
   // Roughly: at a repeat or an item whose answer is known, the exact number would not go down, and so tell.
-  const rest = total === answered ? "none" : left < 10 ? "fewer than 10" : `about ${Math.round(left / 10) * 10}`;
+  const rest = total === answered ? "none" : left < 10 ? "under 10" : `about ${Math.round(left / 10) * 10}`;
   byId("share").textContent = `${answered} done, ${rest} left`;
   Object.assign(byId("bar"), { max: Math.max(total, 1), value: answered, hidden: false });
 }

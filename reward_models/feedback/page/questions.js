@@ -35,7 +35,8 @@ function rating(task, before, changed) {
     const labels = radios.map((radio, place) => el("label", {}, radio, el("span", {}, String(points[place]))));
     return {
       element: el("div", { className: "points", role: "radiogroup", "aria-label": "rating" },
-        el("span", { className: "end" }, "worst"), ...labels, el("span", { className: "end" }, "best")),
+        el("span", { className: "end" }, "worst"), el("div", { className: "row" }, ...labels),
+        el("span", { className: "end" }, "best")),
       show: (chosen) => radios.forEach((radio, place) => (radio.checked = points[place] === chosen)),
     };
   }
