@@ -29,7 +29,7 @@ from reward_models import LexiconSentiment
 from reward_models.preference import FitConfig
 
 CONFIG = PPOConfig(
-    learning_rate=5e-4, samples_per_prompt=8, episodes_per_rollout=128, epochs=2, num_envs=64, kl_coef_per_sequence=0.05
+    learning_rate=5e-4, samples_per_prompt=8, episodes_per_rollout=128, epochs=2, num_envs=64, kl_coef_per_sequence=0.2
 )
 FIT = FitConfig(epochs=1.5, batch_size=16, evaluations=3)
 MOST_KL = 10.0
