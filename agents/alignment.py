@@ -12,7 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from agents.alignment_answers import UNSCORED, Answers, Side, play, reference_answers, returns, same_tokens, written
+from agents.alignment_answers import (
+    UNSCORED,
+    Answers,
+    Side,
+    play,
+    positions,
+    reference_answers,
+    returns,
+    same_tokens,
+    written,
+)
 from agents.alignment_duel import Duel, PairwiseJudge, pairwise_duel, people_duel, pointwise_duel
 from agents.alignment_human import Consistency, judged_pairs, pair_consistency, rated_texts, rating_consistency
 from agents.alignment_kl import KL, FrontierPoint, Mean, best_of_n_curve, kl_to
@@ -152,6 +162,8 @@ def align(
             _point(model.name, kl, mine.scores[paid], mine.prompts),
         )
         frontier = _frontier(questions, ends, reference, scorers[paid], chosen, samples_per_prompt, seed + 3)
+    if questions.fluency_name in (model.name, None if reference is None else reference.name) and questions.fluency:
+        missing.append(f"'{questions.fluency_name}' judges fluency and is judged: it finds its own texts fluent.")
     consistency, unclear = _consistency(model.mdp, scorers, questions.judgements, seed)
     duels, undecided = _duels(questions, model, reference, mine, theirs)
     swaps, swapped_prompts, unswapped = _swaps(questions, model, mine, seed)
@@ -330,16 +342,7 @@ def _answers_to_swapped(
     if not rows:
         return {}
     changes = [twins[row][1] for row in rows]
-    task = TextTask(model.mdp.task.name, {"train": tuple(twins[row][0] for row in rows)})
-    rules = TextMDP(
-        task,
-        UNSCORED,
-        model.mdp.tokenizer,
-        max_prompt_tokens=model.mdp.max_prompt_tokens,
-        max_new_tokens=model.mdp.max_new_tokens,
-        truncation_side=model.mdp.truncation_side,
-        allowed_tokens=model.mdp.allowed_tokens,
-    )
+    rules = _with_prompts(model, [twins[row][0] for row in rows])
     answered = play(Side(model.name, model.policy, rules), range(len(rows)), samples, seed + 2)
     owners = [first[row].prompt.text for row in rows]
     return {
@@ -354,6 +357,21 @@ def _answers_to_swapped(
         )
         for name, reward in scorers.items()
     }
+
+
+def _with_prompts(model: Side, prompts: Sequence[Prompt]) -> TextMDP:
+    """The model's rules with other prompts, cut only where the model has no room for them."""
+    rules, room = model.mdp, positions(model)
+    longest = max(len(rules.tokenizer.encode_prompt(prompt.text)) for prompt in prompts)
+    return TextMDP(
+        TextTask(rules.task.name, {"train": tuple(prompts)}),
+        UNSCORED,
+        rules.tokenizer,
+        max_prompt_tokens=longest if room is None else min(longest, room - rules.max_new_tokens),
+        max_new_tokens=rules.max_new_tokens,
+        truncation_side=rules.truncation_side,
+        allowed_tokens=rules.allowed_tokens,
+    )
 
 
 # ---------------------------------------------------------------- the frontier

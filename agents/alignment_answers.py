@@ -71,6 +71,12 @@ def written(mdp: TextMDP, prompt: Prompt, text: str) -> Completion:
     return Completion(prompt, text, ids, "eos", mdp.tokenizer.decode)
 
 
+def positions(side: Side) -> int | None:
+    """How many tokens the model can read; None where its config does not say."""
+    found: int | None = getattr(side.policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def same_tokens(first: Side, second: Side) -> bool:
     """Whether two models speak the same tokens, so that their probabilities can be compared one by one."""
     vocabularies = [side.mdp.tokenizer.hf.get_vocab() for side in (first, second)]

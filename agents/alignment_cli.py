@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from agents.alignment import AlignmentReport, Questions, align
-from agents.alignment_answers import UNSCORED, Side
+from agents.alignment_answers import UNSCORED, Side, positions
 from agents.alignment_inputs import likelihoods, read_feedback, read_judges, read_prompts, read_swaps
 from agents.alignment_kl import FrontierPoint, Mean
 from agents.alignment_page import CARD_MARK, model_card, shown, write_page
@@ -269,12 +269,12 @@ def _side(source: str, model: Side, settings: ReportSettings) -> Side:
 
 def _check_room(side: Side) -> None:
     """A prompt and its answer have to fit into the model's positions."""
-    positions = getattr(side.policy.model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(side)
     wanted = side.mdp.max_prompt_tokens + side.mdp.max_new_tokens
-    if positions is not None and wanted > positions:
+    if room is not None and wanted > room:
         raise ValueError(
             f"the longest prompt has {side.mdp.max_prompt_tokens} tokens, and {side.mdp.max_new_tokens} may follow: "
-            f"'{side.name}' has {positions} positions only; lower --max-new-tokens, or shorten the prompts"
+            f"'{side.name}' has {room} positions only; lower --max-new-tokens, or shorten the prompts"
         )
 
 

@@ -112,7 +112,8 @@ def rated_texts(records: Iterable[Mapping[str, Any]]) -> RatedTexts | None:
             ratings[record["prompt"], record["completion"]].append((record.get("annotator"), float(record["rating"])))
     if not ratings:
         return None
-    return RatedTexts(*(tuple(column) for column in zip(*ratings, strict=True)), _by_annotator(list(ratings.values())))
+    prompts, texts = zip(*ratings, strict=True)
+    return RatedTexts(prompts, texts, _by_annotator(list(ratings.values())))
 
 
 def _by_annotator(answers_I: Sequence[Sequence[tuple[str | None, float]]]) -> Array:

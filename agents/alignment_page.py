@@ -178,7 +178,7 @@ def _distance(report: AlignmentReport, picture: Path | None) -> Iterator[Block]:
     names = {
         "exact": "token by token, summed over the vocabulary",
         "k1": "k1: log ratio of what was drawn",
-        "k3": "k3: never negative",
+        "k3": "k3: never negative, but hangs on rare large values",
     }
     rows = [[label, with_error(getattr(report.kl, name))] for name, label in names.items()]
     yield Table(["KL, nats a completion", "mean ± standard error"], rows)

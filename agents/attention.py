@@ -99,7 +99,8 @@ def _check_length(config: Any, length: int) -> None:
 @contextlib.contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
     """Eager attention, the only implementation that hands its weights out."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model
+    base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     before = base.config._attn_implementation
     base.set_attn_implementation("eager")
     try:

@@ -51,6 +51,20 @@ def test_the_first_layers_weights_by_hand():
     np.testing.assert_allclose(found.weights_LHSS[0], expected, atol=1e-5)
 
 
+def test_an_adapter_counts():
+    pytest.importorskip("peft")
+    from agents.adapters import add_lora
+
+    policy, plain = attend()
+    adapted = add_lora(policy.model, 4)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, 0.1)
+    found = attention(adapted, TextTokenizer(word_tokenizer(WORDS)), IDS)
+    assert found.weights_LHSS.sum(-1) == pytest.approx(np.ones((2, 4, 6)), abs=1e-5)
+    assert np.abs(found.weights_LHSS - plain.weights_LHSS).max() > 0.01
+
+
 FIRST = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
 SECOND = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], np.float32)
 
