@@ -48,7 +48,7 @@ REPORT = "instruct.json"
 _POSITIONS = 512
 """Of a model from scratch, at least: it may go on with longer texts than it began with."""
 _FROM_SCRATCH = ("layers", "width", "heads", "vocab_size")
-_INHERITED = ("template", "split_fractions", "max_prompt_tokens", "max_new_tokens")
+_INHERITED = ("template", "split_fractions")
 
 
 @dataclass
@@ -208,7 +208,7 @@ class _Job:
         elif settings.previous is not None:
             before = read_report(settings.previous)
             settings.refuse_changed(_INHERITED, f"'{settings.previous}' has its own: leave it out")
-            inherited = {name: before["settings"][name] for name in ("template", "split_fractions")}
+            inherited = {name: before["settings"][name] for name in _INHERITED}
             self.settings = dataclasses.replace(settings, **inherited)
         if before is not None:
             self.rounds = [Round(**found) for found in before["rounds"]]
@@ -265,9 +265,14 @@ class _Job:
         model = None if source is None else load_model(source, settings.seed)
         task = self.task_of(self.records)
         lengths = lengths_of(task, self.tokenizer)
-        if self.limits is None:
-            room = None if model is None else model.config.get_text_config().max_position_embeddings
-            self.limits = limits_for(lengths, room, settings.max_prompt_tokens, settings.max_new_tokens)
+        room = None if model is None else model.config.get_text_config().max_position_embeddings
+        known = self.limits or Limits(0, 0)  # of an earlier result
+        self.limits = limits_for(
+            lengths,
+            room,
+            settings.max_prompt_tokens or known.prompt or None,
+            settings.max_new_tokens or known.answer or None,
+        )
         self.check_lengths(lengths, self.limits)
         if model is None:
             shape = {"layers": settings.layers, "width": settings.width, "heads": settings.heads}

@@ -218,6 +218,9 @@ def test_going_on_from_a_result_is_the_round_that_would_have_come(data, more, tm
     assert second.rounds[1].held_out == planned.rounds[1].held_out  # the new file's were measured before it was learned
     assert second.rounds[2] == planned.rounds[2]
     assert rounds_table(second.rounds).rows[-1][1] == "–"
+    assert read_report(second.folder)["limits"] == {"prompt": 120, "answer": 40}
+    with pytest.raises(ValueError, match="more than the model's 512 positions"):
+        run(more, tmp_path / "third", previous=str(first.folder), max_new_tokens=500)
     with pytest.raises(ValueError, match="was learned in an earlier round"):
         run(data, tmp_path / "third", previous=str(first.folder))
     with pytest.raises(ValueError, match="template has no effect here"):
