@@ -10,9 +10,10 @@ import torch
 
 from agents.generation import generate
 from agents.options import add_options
-from agents.pretraining import PretrainConfig, Pretrained, PretrainSettings, positions_of, pretrain, read_record
+from agents.pretraining import Pretrained, positions_of, pretrain, read_record
 from agents.pretraining_documents import read_documents
 from agents.pretraining_preference import GOOD_TOKEN, ObjectiveConfig
+from agents.pretraining_settings import PretrainConfig, PretrainSettings
 
 _PRETRAIN = """Pretrain a causal language model on texts: plain text files, .jsonl files with a field of text, folders
 of either, or a Hugging Face dataset's name or folder. Some documents are held out, by their content, and perplexity on
@@ -28,7 +29,6 @@ _EPILOG = """examples:
     textgen generate kind-lm '<|good|>'
 """
 
-_CHANGEABLE_ON_RESUME = {"device", "threads", "quiet"}
 _SAMPLE_TOKENS = 64
 
 
@@ -107,7 +107,10 @@ def _about(given: dict[str, Any]) -> dict[str, Any]:
 
 def _resumed(folder: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """What the folder was made with."""
-    fixed = sorted(name for name, value in given.items() if value and name not in _CHANGEABLE_ON_RESUME)
+    if not given["texts"]:
+        del given["texts"]
+    device = given.pop("device", None)
+    fixed = sorted(given)
     if fixed:
         raise ValueError(
             f"--resume keeps what the folder was made with, so {fixed[0].replace('_', '-')} cannot be given; "
@@ -117,8 +120,8 @@ def _resumed(folder: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[A
     about = record["about"]
     if "texts" not in about:
         raise ValueError(f"'{folder}' was pretrained from Python: go on there, with resume=True")
-    changed = {name: given[name] for name in _CHANGEABLE_ON_RESUME & set(given)}
-    settings = PretrainSettings(**{**record["settings"], **changed, "output": folder})
+    settings = PretrainSettings(**{**record["settings"], "output": folder})
+    settings.device = device or settings.device
     return about, [settings, PretrainConfig(**record["fit"]), ObjectiveConfig(**record["objective"])]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,10 +18,9 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from agents.config import option
 from agents.model_source import load_model, tokenizer_beside
 from agents.models import small_gpt2
-from agents.policy import Precision, TextPolicy
+from agents.policy import TextPolicy
 from agents.preference_objectives import keep_document
 from agents.pretraining_blocks import Blocks, Controls, encode_segments, micro_batches, pieces_of
 from agents.pretraining_documents import Document, segments_of, split_documents
@@ -36,8 +35,9 @@ from agents.pretraining_preference import (
     tokenizer_that_starts,
     with_control_vocabulary,
 )
+from agents.pretraining_settings import PretrainConfig, PretrainSettings
 from agents.run_folder import RunFolder, write_json
-from agents.training_loop import Checkpoint, LoopConfig, TrainingLoop, Watch, train
+from agents.training_loop import Checkpoint, TrainingLoop, Watch, train
 from textgen_env import TextTokenizer
 from textgen_env.reward_registry import resolve_reward
 from textgen_env.tokenizer import train_tokenizer
@@ -45,58 +45,6 @@ from textgen_env.tokenizer import train_tokenizer
 RECORD, CHECKPOINT = "pretrain.json", "checkpoint.pt"
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 _BLOCK_SIZE = 256
-_FROM_SCRATCH = ("layers", "width", "heads")
-
-
-@dataclass
-class PretrainConfig(LoopConfig):
-    """Options of the fit; the items of its loop are blocks."""
-
-    epochs: float = option(3.0, "passes over the blocks; may be a fraction")
-    batch_size: int = option(8, "blocks an optimiser step")
-
-
-@dataclass
-class PretrainSettings:
-    """What is pretrained, and where it goes; how is `PretrainConfig`'s and `ObjectiveConfig`'s."""
-
-    output: str | None = option(None, "the folder to write, a Hugging Face model and its tokenizer")
-    validation_share: float = option(0.1, "share of the documents to hold out; a document's hash decides")
-    block_size: int | None = option(
-        None, "tokens of a block, the longest context; by default 256, or the model's positions where they are fewer"
-    )
-    model: Any = option(None, "a Hugging Face causal LM to go on from, by hub name or folder; by default a fresh GPT-2")
-    layers: int = option(2, "transformer blocks of the model from scratch")
-    width: int = option(128, "its hidden width")
-    heads: int = option(4, "its attention heads")
-    tokenizer: Any = option(None, "a hub name or folder; by default the model's own, or one trained on the texts")
-    vocab_size: int = option(1024, "size of the tokenizer that is trained")
-    checkpoint_every: int | None = option(
-        None, "steps from one validation and checkpoint to the next; by default a tenth of all"
-    )
-    precision: Precision = option("float32", "bf16 is autocast with float32 log-softmax, values and losses")
-    micro_batch_tokens: int = option(
-        16_384, "most tokens (padding included) in one forward; the result does not change"
-    )
-    gradient_checkpointing: bool = option(
-        False, "recompute activations in the backward pass: less memory for a third more time"
-    )
-    seed: int = option(0, "seeds weights and order")
-    device: str = option("auto", "auto, cpu, cuda, ...")
-
-    def __post_init__(self) -> None:
-        for name in ("block_size", "checkpoint_every", "micro_batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in (*(_FROM_SCRATCH if self.model is not None else ()), "vocab_size"):
-            if getattr(self, name) == defaults[name]:
-                continue
-            if self.model is not None:
-                raise ValueError(f"model '{self.model}' has its own {name}: leave it out")
-            if self.tokenizer is not None:
-                raise ValueError(f"tokenizer '{self.tokenizer}' has its own {name}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -117,7 +65,7 @@ class Pretrained:
         return GOOD_TOKEN if GOOD_TOKEN in self.tokenizer.hf.get_vocab() else ""
 
 
-StageHook = Callable[[str, str], None]
+StageHook: TypeAlias = Callable[[str, str], None]
 
 
 def pretrain(
@@ -148,13 +96,16 @@ def pretrain(
         on_step: called with (steps done, steps in all, loss).
 
     Raises:
-        ValueError: settings that do not fit together, too few documents, a threshold that tells nothing apart, or
-            a checkpoint of other texts.
+        TypeError: ``documents`` is one string.
+        ValueError: settings that do not fit together, an empty document, too few of them, a threshold that tells
+            nothing apart, or a checkpoint of other texts.
         FileExistsError: the folder holds something, and ``resume`` is not set.
         FileNotFoundError: there is nothing to resume.
         RewardError: the reward fails on a text.
         FloatingPointError: the gradients are not finite.
     """
+    if isinstance(documents, str):
+        raise TypeError("documents must be a list of texts, not one text; read_documents reads files")
     settings, config = settings or PretrainSettings(), config or PretrainConfig()
     job = _Job(settings, config, objective or ObjectiveConfig(), resume, on_stage)
     return job.run([Document(text) if isinstance(text, str) else text for text in documents], about or {}, on_step)

@@ -22,10 +22,18 @@ _SENTENCE = re.compile(r".+?(?:[.!?][\"'”’)\]]*(?=\s)|[。！？]|\n+|\Z)", 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, never empty, and whatever else its record says: columns that a reward may ask for by name."""
+    """One text, and whatever else its record says: columns that a reward may ask for by name.
+
+    Raises:
+        ValueError: the text is empty.
+    """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ValueError("a document is empty: leave it out")
 
 
 def read_documents(
@@ -54,7 +62,10 @@ def read_documents(
     if separator == "":
         raise ValueError("an empty separator parts nothing: None reads a file as one document")
     documents = [
-        document for source in sources for document in _documents(Path(source), text_field, separator) if document.text
+        Document(text, metadata)
+        for source in sources
+        for text, metadata in _records(Path(source), text_field, separator)
+        if text
     ]
     if not documents:
         raise ValueError(f"no text in {', '.join(map(str, sources))}")
@@ -106,24 +117,25 @@ def segments_of(text: str, segments: Segments) -> list[str]:
     return [*found[:-1], found[-1] + blank] if found else [text]
 
 
-def _documents(source: Path, text_field: str, separator: str | None) -> Iterator[Document]:
+def _records(source: Path, text_field: str, separator: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each text, perhaps empty, and what is known of it besides."""
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.suffix in (*_PLAIN, ".jsonl"))
         if files and not (source / "dataset_info.json").exists():
             for file in files:
-                yield from _documents(file, text_field, separator)
+                yield from _records(file, text_field, separator)
             return
     elif source.suffix in _PLAIN:
-        yield from (Document(part.strip()) for part in _parts(source, separator))
+        yield from ((part.strip(), {}) for part in _parts(source, separator))
         return
     elif source.suffix == ".jsonl":
         for where, record in read_jsonl(source):
-            yield _document(record, text_field, where)
+            yield _text_and_rest(record, text_field, where)
         return
     elif source.is_file():
         raise ValueError(f"'{source}' is neither plain text ({', '.join(_PLAIN)}) nor .jsonl: convert it, or rename it")
     for number, row in enumerate(_dataset(source)):
-        yield _document(row, text_field, f"{source}, row {number}")
+        yield _text_and_rest(row, text_field, f"{source}, row {number}")
 
 
 def _parts(path: Path, separator: str | None) -> Sequence[str]:
@@ -134,7 +146,7 @@ def _parts(path: Path, separator: str | None) -> Sequence[str]:
     return [text] if separator is None else text.split(separator)
 
 
-def _document(record: Mapping[str, Any], text_field: str, where: str) -> Document:
+def _text_and_rest(record: Mapping[str, Any], text_field: str, where: str) -> tuple[str, Mapping[str, Any]]:
     try:
         text = field_of(record, text_field)
     except KeyError:
@@ -145,7 +157,7 @@ def _document(record: Mapping[str, Any], text_field: str, where: str) -> Documen
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"{where}: lone surrogate {text[error.start]!r}, not valid Unicode") from error
-    return Document(text.strip(), {key: value for key, value in record.items() if key != text_field})
+    return text.strip(), {key: value for key, value in record.items() if key != text_field}
 
 
 def _dataset(source: Path) -> Iterable[Mapping[str, Any]]:

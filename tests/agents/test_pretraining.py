@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.generation import generate
-from agents.pretraining import PretrainConfig, PretrainSettings, pretrain, read_record
+from agents.pretraining import pretrain, read_record
 from agents.pretraining_documents import Document, split_documents
 from agents.pretraining_preference import BAD_TOKEN, GOOD_TOKEN, ObjectiveConfig
+from agents.pretraining_settings import PretrainConfig, PretrainSettings
 from tests.agents.conftest import gpt2_config, largest_gap, weights
 from textgen_env.reward import RewardError
 from textgen_env.tokenizer import word_tokenizer
@@ -282,6 +283,13 @@ def test_a_threshold_that_tells_nothing_apart_is_refused():
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PretrainSettings(**changes)
+
+
+def test_documents_are_texts_that_are_not_empty():
+    with pytest.raises(TypeError, match="a list of texts, not one"):
+        pretrain("abc", settings())
+    with pytest.raises(ValueError, match="a document is empty"):
+        pretrain([*TEXTS, ""], settings())
 
 
 def test_a_model_is_asked_what_it_can_do():
