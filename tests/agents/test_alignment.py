@@ -20,6 +20,7 @@ from agents.evaluation import evaluate
 from reward_models.feedback import FeedbackStore, Item, Prefer, Skip
 from tests import snippets
 from tests.agents.conftest import PROMPTS, letters, make_agent, make_mdp
+from tests.agents.test_cli import TINY
 from tests.agents.test_credit import HOSTILE, Elements
 from tests.reward_models import tiny_models as tiny
 from textgen_env import Reward, resolve_reward
@@ -255,6 +256,44 @@ def test_the_commands_of_the_page(workplace, capsys):
         words = shlex.split(line)[1:]
         assert main([*words, *(SMALL if words[0] == "report" else [])]) == 0, capsys.readouterr().err
     assert {path.name for path in (workplace / "full").iterdir()} == {"report.html", "report.json"}
+
+
+def test_a_run_brings_prompts_reward_and_reference(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"question": f"{name} has {count} {pet}s.", "answer": f"{name}: {count} {pet}s"}
+        for name in ("Ann", "Bob", "Cid", "Dee")
+        for pet in ("cat", "dog", "owl")
+        for count in range(2, 6)
+    ]
+    (tmp_path / "pets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["train", "--data", "pets.jsonl", "--reward", "rouge_l", *TINY, "--output", "run"]) == 0
+    small = shlex.split("--num-prompts 2 --samples-per-prompt 2 --best-of 2 --device cpu --fluency run/model")
+    assert main(["report", "run", *small]) == 0, capsys.readouterr().err
+    figures = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["figures"]
+    labels = [point["label"] for point in figures["frontier"]]
+    assert labels[0] == "reference"
+    assert labels[-1] == "run"
+    assert labels[1].startswith("after ")  # what the run has measured
+    assert figures["reference"] == "the model that RL began with"
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| Learned by | ppo |" in card
+    assert "base_model" not in card  # a fresh model has none
+
+
+def test_swapped_prompts_are_not_cut():
+    """Pytest makes the environment's warning of a cut prompt an error."""
+    model, reference, _ = two_sides()
+    questions = Questions(
+        scorers={"b": Reward(count_of_b)},
+        swaps=Swaps([("a", "b c d e f")], "longer"),
+        fluency=lambda prompts, texts: ([-1.0] * len(texts), [1] * len(texts)),
+        fluency_name="reference",
+    )
+    found = align(model, reference, questions, num_prompts=6, samples_per_prompt=1, best_of=1)
+    assert found.swapped_prompts["b"].texts == 3
+    assert any("judges fluency and is judged" in sentence for sentence in found.missing)
+    assert found.best_of_n == ()
 
 
 @pytest.mark.parametrize(
