@@ -9,8 +9,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from agents.document import aligned
-from agents.instruct import InstructSettings, instruct, read_report, rounds_table
+from agents.instruct import instruct, read_report, rounds_table
 from agents.instruct_fit import InstructConfig
+from agents.instruct_settings import InstructSettings
 from agents.options import add_options
 
 _INSTRUCT = """Teach a model to answer instructions: records {"instruction": "...", "input": "..." (perhaps), "output":

@@ -12,10 +12,10 @@ from typing import Any
 from agents.base import TextAlgorithm
 from agents.callbacks import EvaluationCallback
 from agents.config import AlgorithmConfig, option
+from agents.job import Job, Result, StageHook
 from agents.multitask import Prefixed, multitask
 from agents.multitask_env import Task, TaskRows
 from agents.multitask_words import share_tokenizer, task_on_split
-from agents.pipeline import Job, Result, StageHook
 from agents.settings import RunSettings, environment_ids, make_mdp, make_model
 from textgen_env import TextMDP, TextTokenizer
 from textgen_env.lookup import did_you_mean

@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import cli
-from agents.instruct import REPORT, InstructSettings, instruct, read_report, rounds_table
+from agents.instruct import REPORT, instruct, read_report, rounds_table
 from agents.instruct_data import Instruction, Limits, as_task, rules
 from agents.instruct_fit import InstructConfig, evaluate_answers, mean_loss
+from agents.instruct_settings import InstructSettings
 from agents.supervised import pair_loss, reference_pairs
 from tests.agents.conftest import make_policy, word_tokenizer
 from tests.agents.test_instruct_data import write

@@ -223,13 +223,13 @@ def test_an_interrupt_from_within_leaves_a_loadable_checkpoint(data, tmp_path, m
 
 
 def test_interrupted_in_the_warm_start_it_starts_again(data, tmp_path, monkeypatch):
-    import agents.pipeline
+    import agents.job
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(agents.pipeline, "supervised_fit", interrupted)
+        patched.setattr(agents.job, "supervised_fit", interrupted)
         cut = run(settings(data, tmp_path / "run"), CONFIG)
     assert cut.interrupted
     assert not cut.before
