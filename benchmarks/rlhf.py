@@ -4,8 +4,8 @@
 
 A pretrained 260,032-parameter language model goes on with the first sentences of stories. Simulated annotators prefer
 the continuation whose sentiment is brighter by VADER's lexicon and rules, with noise; two rounds of `agents.rlhf`. Each
-seed draws its own samples, labels, reward model and policy, and all are reported. Held-out openings are the same for
-all seeds; intervals of a seed are 95 %, by the bootstrap over openings.
+seed draws its own samples, labels, reward model, policy and held-out openings, and all are reported. Intervals
+of a seed are 95 %, by the bootstrap over openings.
 """
 
 from __future__ import annotations
