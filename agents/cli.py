@@ -37,7 +37,7 @@ from agents.reward_cli import add_reward_commands
 from agents.rlhf_cli import add_rlhf_command
 from agents.run_folder import find_run, write_json
 from agents.saved import load_saved, open_saved
-from agents.settings import RunSettings, environment_ids, make_mdp
+from agents.settings import ENVIRONMENT_FIELDS, RunSettings, environment_ids, make_mdp
 from textgen_env import reward_names
 
 _EPILOG = """examples:
@@ -72,17 +72,6 @@ advantage, value, reward and KL from the reference. Prints the tokens with their
 _GENERATE = """Complete prompts, given as arguments or one a line on standard input."""
 
 _MODEL_FIELDS = ("model", "layers", "width", "heads", "vocab_size", "lora_rank")
-_ENVIRONMENT_FIELDS = (
-    "env",
-    "data",
-    "prompt_field",
-    "reference_field",
-    "template",
-    "split_fractions",
-    "reward",
-    "max_prompt_tokens",
-    "max_new_tokens",
-)
 _CHANGEABLE_ON_RESUME = {"total_tokens", "device", "threads"}
 
 
@@ -137,10 +126,10 @@ def _parser(argv: Sequence[str]) -> OptionParser:
     train.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
     train.add_argument("--quiet", action="store_true", help="no progress, only the result")
     train.add_argument("--verbose", action="store_true", help="also a table of metrics after every update")
-    run_fields = {field.name for field in dataclasses.fields(RunSettings)} - {*_MODEL_FIELDS, *_ENVIRONMENT_FIELDS}
+    run_fields = {field.name for field in dataclasses.fields(RunSettings)} - {*_MODEL_FIELDS, *ENVIRONMENT_FIELDS}
     add_options(train, "environment", RunSettings, skip={*_MODEL_FIELDS, *run_fields})
-    add_options(train, "model", RunSettings, skip={*_ENVIRONMENT_FIELDS, *run_fields})
-    add_options(train, "run", RunSettings, skip={*_ENVIRONMENT_FIELDS, *_MODEL_FIELDS})
+    add_options(train, "model", RunSettings, skip={*ENVIRONMENT_FIELDS, *run_fields})
+    add_options(train, "run", RunSettings, skip={*ENVIRONMENT_FIELDS, *_MODEL_FIELDS})
     algorithm = _algorithm_in(argv)
     add_options(train, f"options of {algorithm}", find_algorithm(algorithm)[1])
     train.set_defaults(command=_train, parser=train)
@@ -253,7 +242,7 @@ def _resumed(path: str, given: dict[str, Any]) -> tuple[RunSettings, AlgorithmCo
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     saved = open_saved(arguments.source)
-    asked = {name: getattr(arguments, name) for name in _ENVIRONMENT_FIELDS if hasattr(arguments, name)}
+    asked = {name: getattr(arguments, name) for name in ENVIRONMENT_FIELDS if hasattr(arguments, name)}
     settings = saved.settings_for(asked)
     mdp = on_split(make_mdp(settings, tokenizer=saved.tokenizer), arguments.split)
     agent = load_saved(saved, mdp)

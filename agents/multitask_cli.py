@@ -11,10 +11,11 @@ from typing import Any
 from agents.algorithms import find_algorithm
 from agents.config import make_config
 from agents.document import aligned
-from agents.multitask_run import TASK_FIELDS, MultiTaskSettings, parse_tasks, resumed_settings, run_multitask
+from agents.multitask_run import MultiTaskSettings, parse_tasks, resumed_settings, run_multitask
 from agents.options import add_options
 from agents.report import measures_table
 from agents.run_folder import find_run
+from agents.settings import ENVIRONMENT_FIELDS
 
 _MULTITASK = """Train one agent on several tasks at once: every step goes along the sum of the tasks' gradients, each by
 its weight. Stages, folder and report are those of 'textgen train'; metrics stand behind the tasks' names, and
@@ -48,7 +49,7 @@ def add_multitask_command(commands: Any, algorithm: str) -> None:
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--verbose", action="store_true", help="also a table of metrics after every update")
-    add_options(parser, "run", MultiTaskSettings, skip={*TASK_FIELDS, "tasks", "logged"})
+    add_options(parser, "run", MultiTaskSettings, skip={*ENVIRONMENT_FIELDS, "tasks", "logged"})
     add_options(parser, f"options of {algorithm}", find_algorithm(algorithm)[1])
     parser.set_defaults(command=_multitask, parser=parser)
 

@@ -16,23 +16,11 @@ from agents.job import Job, Result, StageHook
 from agents.multitask import Prefixed, multitask
 from agents.multitask_env import Task, TaskRows
 from agents.multitask_words import share_tokenizer, task_on_split
-from agents.settings import RunSettings, environment_ids, make_mdp, make_model
+from agents.settings import ENVIRONMENT_FIELDS, RunSettings, environment_ids, make_mdp, make_model
 from textgen_env import TextMDP, TextTokenizer
 from textgen_env.lookup import did_you_mean
 
-TASK_FIELDS = (
-    "env",
-    "data",
-    "prompt_field",
-    "reference_field",
-    "template",
-    "split_fractions",
-    "reward",
-    "max_prompt_tokens",
-    "max_new_tokens",
-)
-"""The settings that a task has for itself."""
-_OF_A_TASK = (*TASK_FIELDS, "weight", "loss")
+_OF_A_TASK = (*ENVIRONMENT_FIELDS, "weight", "loss")
 
 
 @dataclass
@@ -40,7 +28,7 @@ class MultiTaskSettings(RunSettings):
     """The options of a run on several tasks: those of one, but for what each task says for itself."""
 
     tasks: Any = None
-    """Name -> the settings of `TASK_FIELDS` that differ from their defaults, ``weight`` and ``loss``."""
+    """Name -> the settings of `ENVIRONMENT_FIELDS` that differ from their defaults, ``weight`` and ``loss``."""
     mark_tasks: bool = option(False, "begin every prompt with a word for its task (tasks with words of their own)")
 
     def _check_source(self) -> None:
@@ -48,7 +36,7 @@ class MultiTaskSettings(RunSettings):
             raise ValueError("name the tasks: ID=WEIGHT, or a .json file of them")
         train, validation, test = self.split_fractions  # a list where it was read from JSON
         self.split_fractions = (train, validation, test)
-        self._refuse_changed(TASK_FIELDS, "each task has its own: set it there")
+        self._refuse_changed(ENVIRONMENT_FIELDS, "each task has its own: set it there")
         if self.logged is not None:
             raise ValueError("logged has no effect here: a task with the loss 'likelihood' learns its references")
         for name, task in self.tasks.items():
@@ -63,7 +51,7 @@ class MultiTaskSettings(RunSettings):
 
     def task_settings(self, name: str) -> RunSettings:
         """A task's environment, as a run on it alone would have it."""
-        own = {key: value for key, value in self.tasks[name].items() if key in TASK_FIELDS}
+        own = {key: value for key, value in self.tasks[name].items() if key in ENVIRONMENT_FIELDS}
         try:
             return RunSettings(**own, model=self.model)
         except ValueError as error:

@@ -20,6 +20,18 @@ from textgen_env.lookup import did_you_mean
 from textgen_env.tasks import resolve_task
 
 _FRACTIONS = (0.8, 0.1, 0.1)
+ENVIRONMENT_FIELDS = (
+    "env",
+    "data",
+    "prompt_field",
+    "reference_field",
+    "template",
+    "split_fractions",
+    "reward",
+    "max_prompt_tokens",
+    "max_new_tokens",
+)
+"""The settings that say what is played."""
 
 
 @dataclass
