@@ -22,8 +22,8 @@ DEMO = --env textgen_env/NewsSummary-v0 --algo ppo --warm-start-epochs 2 --total
 demo: setup      ## train a small model to write headlines: warm start, PPO, report (about 6 minutes)
 	$(BIN)/textgen train $(DEMO) --output runs/demo-$$(date +%Y%m%d-%H%M%S) $(DEMO_FLAGS)
 
-test: setup      ## run the tests
-	$(BIN)/python -m pytest
+test: setup      ## run the tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup     ## lint, format and types
 	$(BIN)/ruff check .
