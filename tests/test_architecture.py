@@ -22,6 +22,7 @@ ALLOWED = {
         *("agents.alignment", "agents.alignment_cli", "agents.alignment_duel", "agents.alignment_human"),
         *("agents.alignment_inputs", "agents.alignment_page", "agents.alignment_swaps", "agents.alignment_texts"),
         *("agents.rlhf", "agents.rlhf_cli", "agents.rlhf_evaluation", "agents.rlhf_feedback", "agents.rlhf_reward"),
+        "agents.rlhf_judgements",
     )
 }
 """The top rooms of ``agents``, where a reward by name becomes an object."""

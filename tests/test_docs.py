@@ -87,6 +87,10 @@ def test_the_loop_s_commands_run(workplace: Path, capsys: pytest.CaptureFixture[
     """In their order, people answering where the page says that they do."""
     openings = "".join(json.dumps({"prompt": f"Day {number}:"}) + "\n" for number in range(90))
     (workplace / "openings.jsonl").write_text(openings, encoding="utf-8")
+    ratings = [
+        {"prompt": f"Day {n}:", "completion": "rain " * m, "rating": m + n % 2} for n in range(90) for m in (1, 4)
+    ]
+    (workplace / "rated.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ratings), encoding="utf-8")
     codes = []
     for line in LOOP_COMMANDS:
         words = shlex.split(line)[1:]
@@ -95,7 +99,8 @@ def test_the_loop_s_commands_run(workplace: Path, capsys: pytest.CaptureFixture[
                 answer_all(store, {name: SimulatedAnnotator("sentiment_lexicon") for name in ("ada", "bo")})
         else:
             codes.append(cli.main([*words, *(["--quiet"] if "--resume" in words else SMALL["rlhf"])]))
-    assert codes == [0, 0, 3, 0]
+    assert codes == [0, 0, 3, 0, 0]
+    assert (workplace / "from-ratings" / "round-1" / "4-policy" / "model").is_dir()
     assert (workplace / "my-loop" / "round-2" / "5-evaluation" / "stage.json").is_file()
 
 
@@ -119,7 +124,7 @@ def test_examples_were_found() -> None:
     assert sum(page == "docs/rewards.md" for page, _ in EXAMPLES) >= 10
     assert len(REWARD_COMMANDS) == 3
     assert len(PRETRAIN_COMMANDS) == 5
-    assert len(LOOP_COMMANDS) == 5
+    assert len(LOOP_COMMANDS) == 6
 
 
 @pytest.mark.parametrize("page", [*PAGES, "README.md"])

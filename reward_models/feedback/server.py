@@ -96,10 +96,12 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     Raises:
         OSError: the address is not this machine's, or the port is taken; the message says what to do.
     """
+    if not 0 <= port <= 65535:
+        raise OSError(f"there is no port {port}: they go from 0, which takes a free one, to 65535")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port} ({error}); --port 0 takes a free port") from error
     with listener:
         yield listener
@@ -111,6 +113,7 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         lifespan="off",
+        log_config=None,  # its own would close the handlers of whoever has set some up; warnings still reach the terminal
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import PPO, PPOConfig
@@ -20,11 +21,13 @@ from agents.callbacks import CheckpointCallback
 from agents.cli import main
 from agents.model_source import load_model
 from agents.rlhf import rlhf
-from agents.rlhf_feedback import accuracy_from_agreement, best_accuracy
+from agents.rlhf_feedback import accuracy_from_agreement, best_accuracy, best_correlation
 from agents.rlhf_folder import STAGES, LoopFolder, Stage, read_lines
+from agents.rlhf_judgements import split_judgements
+from agents.rlhf_reward import correlation_of
 from agents.rlhf_settings import RLHFSettings
 from reward_models.feedback import FeedbackStore, SimulatedAnnotator, Task, answer_all
-from reward_models.preference import Comparison, FitConfig
+from reward_models.preference import Comparison, FitConfig, Rating
 from tests.agents.conftest import gpt2_config, word_tokenizer
 
 WORDS = "a b c d e f"
@@ -36,6 +39,9 @@ FIT = FitConfig(epochs=8, batch_size=16, learning_rate=3e-3, evaluations=4)
 
 def count_a(completions, **_):
     return [float(text.split().count("a")) for text in completions]
+
+
+count_a.bounds = (0.0, 5.0)
 
 
 def ten_times(completions, **_):
@@ -277,6 +283,143 @@ def test_people_are_waited_for(world, tmp_path, capsys):
     assert "no folder of 'textgen rlhf'" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- ratings
+
+
+def rated(path: Path, world: Path, sign: int = 1) -> Path:
+    """Ratings of 100 prompts' texts, 4 texts each, as raters who like (or, with -1, dislike) a's would give them."""
+    draw = random.Random(1)
+    with path.open("w", encoding="utf-8") as file:
+        for line in list(read_lines(world / "prompts.jsonl"))[:100]:
+            for _ in range(4):
+                text = " ".join(draw.choices(WORDS.split(), k=5))
+                rating = 4 + sign * (text.count("a") - 1)
+                file.write(json.dumps({**line, "completion": text, "rating": rating}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ratings_that_exist_already_become_a_policy_by_one_command(world, tmp_path, capsys, sign):
+    """Must fail to improve: raters who dislike a's lower their number."""
+    given = rated(tmp_path / "rated.jsonl", world, sign)
+    output = tmp_path / "loop"
+    words = shlex.split(
+        f"--model {world / 'model'} --prompts {given} --judgements {given} --feedback-kind rating --annotators none "
+        f"--rounds 1 --output {output} --max-new-tokens 5 --comparisons 30 --held-out-share 0.3 --quiet --device cpu "
+        "--split-fractions 0.6 0.1 0.3 --tokens-per-round 1500 --episodes-per-rollout 64 --num-envs 64 --epochs 2 --learning-rate 5e-3 "
+        "--fit-epochs 8 --fit-batch-size 16 --fit-learning-rate 3e-3"
+    )
+    assert main(["rlhf", *words]) == 0
+    assert "rank correlation with ratings" in capsys.readouterr().out
+    (found,) = json.loads((output / "result.json").read_text())["rounds"]
+    model, evaluation = found["reward_model"], found["evaluation"]
+    assert model["correlation_interval"][0] > 0.5
+    assert sum(model["ratings"].values()) == found["feedback"]["given"] == 400
+    assert found["feedback"]["items"] == 0
+    assert model["best_correlation"] is None
+    assert evaluation["reward_gain"]["interval"][0] > 0
+    counts = [
+        np.mean(count_a([line["completion"] for line in read_lines(output / folder / "samples.jsonl")]))
+        for folder in ("start", "round-1/5-evaluation")
+    ]
+    assert sign * (counts[1] - counts[0]) > 0.2
+    # What the evaluation asks about, the reward model has not learned from.
+    learned = {record["prompt"] for record in read_lines(output / "round-1/3-reward-model/train.jsonl")}
+    asked = {line["prompt"] for line in read_lines(output / "start/samples.jsonl")}
+    assert learned
+    assert asked
+    assert not learned & asked
+
+
+def test_simulated_annotators_rate(world, tmp_path):
+    chosen = settings(world, tmp_path / "loop", feedback_kind="rating", rounds=1)
+    result = rlhf(chosen, CONFIG, FIT)
+    model = result.rounds[0]["reward_model"]
+    assert 0.3 < model["correlation"] < model["best_correlation"] < 1
+    low, high = model["correlation_interval"]
+    assert low < model["correlation"] < high
+    assert result.rounds[0]["evaluation"]["gold_gain"]["mean"] > 0
+    assert sum(model["ratings"].values()) == result.rounds[0]["feedback"]["items"]
+    report = (result.folder / "report.md").read_text()
+    assert "120 pairs, rated by simulated annotators" in report
+    assert "| Reward model's rank correlation with ratings, held out |" in report
+
+
+def test_people_rate_beside_the_ratings_that_exist(world, tmp_path):
+    given = rated(tmp_path / "rated.jsonl", world)
+    people = {"annotators": "people", "gold": None, "noise": 0.0, "feedback_kind": "rating", "judgements": given}
+    chosen = settings(world, tmp_path / "loop", rounds=1, comparisons=10, tokens_per_round=200, **people)
+    assert rlhf(chosen, CONFIG, FIT).status == "waiting"
+    with FeedbackStore(tmp_path / "loop/round-1/2-feedback/feedback.db") as store:
+        judge = SimulatedAnnotator(lambda _, text: text.count("a"), noise=0.5, gold_range=(0, 5))
+        said = answer_all(store, {"ada": judge})
+    (found,) = rlhf(chosen, CONFIG, FIT, resume=True).rounds
+    assert found["feedback"]["judgements"] == said > 10
+    assert sum(found["reward_model"]["ratings"].values()) == said + 400
+
+
+def test_the_correlation_is_scipy_s_and_its_interval_goes_by_prompts():
+    draw = np.random.default_rng(0)
+    ratings = [Rating(f"prompt {n % 8}", f"{n}", float(draw.integers(5))) for n in range(80)]
+    scores = {one.completion: one.rating + draw.normal() for one in ratings}
+    rho, (low, high) = correlation_of(lambda texts, prompts: [scores[text] for text in texts], ratings)
+    expected = stats.spearmanr([scores[one.completion] for one in ratings], [one.rating for one in ratings])
+    assert rho == pytest.approx(expected.statistic)
+    assert low < rho < high
+    # Whole prompts are drawn, so of one prompt there is nothing else to draw.
+    alone = [dataclasses.replace(one, prompt="same") for one in ratings]
+    rho, interval = correlation_of(lambda texts, prompts: [scores[text] for text in texts], alone)
+    assert interval == pytest.approx((rho, rho))
+    assert correlation_of(lambda texts, prompts: [1.0] * len(texts), ratings) == (0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("laziness", [0.0, 0.5, 1.0])
+def test_no_judge_correlates_better_than_one_who_knows_gold(world, tmp_path, laziness):
+    """Against the answers of an annotator asked once, over many texts; who answers blindly cannot be foreseen."""
+    chosen = settings(world, tmp_path, feedback_kind="rating", noise=1.0, laziness=laziness)
+    ratings = [Rating("", " ".join(text), 0.0) for text in itertools.product("abc", repeat=6)]
+    best = best_correlation(chosen, lambda _, text: float(text.count("a")), ratings)
+    judge = SimulatedAnnotator(
+        lambda _, text: float(text.count("a")), noise=1.0, laziness=laziness, gold_range=(0, 5), seed=9
+    )
+    said = [judge.answer(Task("", "rating", "", one.completions, (1.0, 7.0), 0)).rating for one in ratings]
+    known = [one.completion.count("a") for one in ratings]
+    assert best == pytest.approx(stats.spearmanr(known, said).statistic, abs=4 / math.sqrt(len(ratings)))
+    assert best < {0.0: 0.8, 0.5: 0.5, 1.0: 0.1}[laziness]
+
+
+def test_the_policy_s_held_out_prompts_teach_no_reward():
+    records = [{"prompt": f"p{n}", "completion": str(m), "rating": float(m)} for n in range(50) for m in range(2)]
+    held_out = {f"p{n}": "test" if n % 2 else "validation" for n in range(20)}
+    parts = split_judgements(records, 0.2, held_out)
+    assert sum(map(len, parts.values())) == 100
+    for name in ("validation", "test"):
+        assert {record["prompt"] for record in parts[name]} >= {p for p, side in held_out.items() if side == name}
+    alike = [{**record, "rating": 3.0} for record in records]
+    with pytest.raises(ValueError, match="falls into the train part"):
+        split_judgements(alike, 0.2, held_out)
+
+
+@pytest.mark.parametrize(
+    ("line", "changes", "message"),
+    [
+        ({"chosen": "a", "rejected": "b"}, {}, "holds comparisons: give --feedback-kind comparison"),
+        ({"ranking": ["a", "b"]}, {}, "holds rankings"),
+        ({"completion": "a", "rating": 0.5}, {"annotators": "people"}, "rating of 0.5, but people rate from 1 to 7"),
+        ({"completion": "a", "rating": 3}, {}, "of 1 judgements on 1 prompts, none"),
+        ({"completion": "a", "rating": "good"}, {}, "line 1, field 'rating': expected a finite number"),
+    ],
+)
+def test_judgements_that_do_not_fit_are_refused_at_once(world, tmp_path, line, changes, message):
+    path = tmp_path / "given.jsonl"
+    path.write_text(json.dumps({"prompt": "p", **line}) + "\n")
+    options = {"annotators": "none", "rounds": 1, "feedback_kind": "rating", "gold": None, "noise": 0.0, **changes}
+    chosen = settings(world, tmp_path / "loop", judgements=path, **options)
+    with pytest.raises(ValueError, match=message):
+        rlhf(chosen, CONFIG, FIT)
+    assert not (tmp_path / "loop").exists()
+
+
 # ---------------------------------------------------------------- small parts
 
 
@@ -326,6 +469,10 @@ def test_agreement_bounds_the_accuracy(accuracy):
         ({"annotators": "people"}, "gold is about simulated"),
         ({"annotators": "nobody"}, "annotators must be one of"),
         ({"guidelines": "x.txt"}, "guidelines are for people"),
+        ({"feedback_kind": "rate"}, "did you mean 'rating'"),
+        ({"judgements": "x.jsonl"}, "simulated annotators agree on no judgements"),
+        ({"annotators": "none", "gold": None, "noise": 0.0}, "where judgements are"),
+        ({"annotators": "none", "gold": None, "noise": 0.0, "judgements": "x.jsonl"}, "rounds must be 1, got 2"),
     ],
 )
 def test_settings_that_do_not_fit_together(world, tmp_path, changes, message):
@@ -341,6 +488,7 @@ def test_settings_that_do_not_fit_together(world, tmp_path, changes, message):
         ({"gold": "rouge_k"}, {}, "did you mean 'rouge_"),
         ({"gold": "json:dump_s"}, {}, "no 'dump_s'"),
         ({"split_fractions": (1.0, 0.0, 0.0)}, {}, "none held out"),
+        ({"feedback_kind": "rating", "gold": ten_times}, {}, "no finite bounds"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(world, tmp_path, changes, options, message):
