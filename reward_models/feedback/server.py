@@ -113,7 +113,7 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         lifespan="off",
-        log_config=None,  # its own would close the handlers of whoever has set some up; warnings still reach the terminal
+        log_config=None,  # its own would close others' handlers; warnings reach the terminal without it
         log_level="warning",
         access_log=False,
         server_header=False,
