@@ -1,7 +1,7 @@
 """Reinforcement learning from human feedback as one loop: samples, judgements, reward model, policy, evaluation, again.
 
 Each round (Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022), the policy as it is writes pairs of
-completions, annotators say which is better, a reward model is fitted to all judgements so far, and the policy goes on
+completions, annotators compare or rate them, a reward model is fitted to all judgements so far, and the policy goes on
 learning from its score, less a charge for the KL from the model that the loop started from. A stage's results are
 files, and the next one reads nothing else: so the loop goes on after any interruption, and simulated annotators' gold
 reward has no way to the learner.
@@ -23,17 +23,17 @@ import torch
 
 from agents.algorithms import ALGORITHMS, find_algorithm
 from agents.base import TextAlgorithm
-from agents.callbacks import CheckpointCallback, StopOnSignal, save_agent
 from agents.policy_gradient import PolicyGradient, PolicyGradientConfig
-from agents.progress_bar import TokenProgressBar
 from agents.rlhf_evaluation import TEXTS, changes, measure_policy
 from agents.rlhf_feedback import (
-    COMPARISONS,
+    GIVEN,
     accuracy_from_agreement,
     ask_people,
-    best_accuracy,
+    best_agreement,
     gold_of,
     how_to_go_on,
+    items_of,
+    judged_files,
     load_items,
     seed_of,
     simulate,
@@ -51,8 +51,10 @@ from agents.rlhf_folder import (
     read_lines,
     write_lines,
 )
+from agents.rlhf_judgements import held_out_prompts, read_given, split_judgements
+from agents.rlhf_policy import learn_policy
 from agents.rlhf_report import write_report
-from agents.rlhf_reward import Scorer, fit_reward, held_out_comparisons, load_reward
+from agents.rlhf_reward import Scorer, fit_reward, held_out_judgements, load_reward
 from agents.rlhf_settings import RLHFSettings, make_environment, unjudged, with_reward
 from agents.run_folder import RunFolder, write_json
 from reward_models.feedback import write_items
@@ -170,6 +172,10 @@ class _Loop:
         else:
             self.folder.check_free()  # before hours of work, not after them
         self.mdp = make_environment(settings)
+        if not resume:  # a file that will not do is refused now, too
+            given = read_given(settings)
+            if settings.annotators == "none":
+                self.split(given)
         self.gold = gold_of(settings, self.mdp)
         self.write_config()
         self.say("environment", f"{self.mdp.task!r}, at most {self.mdp.max_new_tokens} new tokens")
@@ -205,37 +211,46 @@ class _Loop:
     def sample(self, stage: Stage, round: int) -> Found:
         """Pairs of completions of training prompts, by the policy as it is."""
         stage.clear()
-        rules = with_reward(self.mdp, unjudged)
-        items, texts = write_pairs(
-            self.policy_before(round, self.env(rules)),
-            rules,
-            self.settings.comparisons,
-            source=f"round {round - 1}" if round > 1 else "start",
-            seed=seed_of(self.settings.seed, round, 1),
-        )
+        settings, rules = self.settings, with_reward(self.mdp, unjudged)
+        agent = self.policy_before(round, self.env(rules))
+        texts = write_pairs(agent, rules, settings.comparisons, seed=seed_of(settings.seed, round, 1))
+        source = f"round {round - 1}" if round > 1 else "start"
+        items = [] if settings.annotators == "none" else items_of(texts, settings.feedback_kind, source)
         write_items(stage.path / "items.jsonl", items)
         write_lines(stage.path / TEXTS, [{"prompt": prompt, "completion": text} for prompt, text in texts])
-        return {"pairs": len(items), "same_text_twice": len(texts) // 2 - len(items)}
+        return {"texts": len(texts), "items": len(items)}
 
     def judge(self, stage: Stage, round: int) -> Found | None:
-        """Comparisons of those pairs; None while people are to give them."""
-        items = load_items(self.folder.stage(round, SAMPLES))
-        if self.gold is None:
-            return ask_people(self.settings, items, stage, enough=self.enough)
-        return simulate(self.settings, self.gold, round, items, stage)
+        """Judgements of those texts, in the first round with those that exist already; None while people are asked."""
+        given = read_given(self.settings) if round == 1 else []
+        found: Found | None = {"judgements": 0, "raw_agreement": None}
+        if self.settings.annotators == "none":
+            stage.clear()
+        else:
+            items = load_items(self.folder.stage(round, SAMPLES))
+            found = (
+                ask_people(self.settings, items, stage, enough=self.enough)
+                if self.gold is None
+                else simulate(self.settings, self.gold, round, items, stage)
+            )
+        if given and found is not None:
+            write_lines(stage.path / GIVEN, given)
+            found["given"] = len(given)
+        return found
 
     def fit_reward_model(self, stage: Stage, round: int) -> Found:
-        """A reward model of all comparisons so far, its scores of the first samples mean 0 and deviation 1."""
+        """A reward model of all judgements so far, its scores of the first samples mean 0 and deviation 1."""
         stage.clear()
         judgements = [
             record
             for earlier in range(1, round + 1)
-            for record in read_lines(self.folder.stage(earlier, FEEDBACK).path / COMPARISONS)
+            for path in judged_files(self.folder.stage(earlier, FEEDBACK))
+            for record in read_lines(path)
         ]
         return fit_reward(
             self.settings,
             self.fit,
-            judgements,
+            self.split(judgements),
             stage,
             normalise_to=self.folder.stage(1, SAMPLES).path / TEXTS,
             seed=seed_of(self.settings.seed, round, 3),
@@ -247,37 +262,16 @@ class _Loop:
         Raises:
             KeyboardInterrupt: a signal ended it; the checkpoint is there.
         """
-        files, tokens = RunFolder(stage.path), self.settings.tokens_per_round
         env = self.env(with_reward(self.mdp, self.reward_model(round)))
-        under_way = files.agent.is_file()
-        if under_way:
-            agent = self.algorithm.load(files.agent, env=env, device=self.settings.device)
-            files.forget_after(agent.num_timesteps)
-            self.say("", f"going on at {agent.num_timesteps:,} tokens")
-        else:
-            stage.clear()
-            agent = self.policy_before(round, env)
-        logger = files.logger(tables=False)
-        agent.set_logger(logger)
-        checkpoint = CheckpointCallback(files.agent, every=self.settings.checkpoint_every or max(1, tokens // 10))
-        stop, finished = StopOnSignal(), False
-        try:
-            missing = tokens - agent.num_timesteps if under_way else tokens
-            with stop:
-                if missing > 0:  # else it was interrupted after its last update
-                    callbacks = [stop, checkpoint, *([TokenProgressBar()] if self.verbose else [])]
-                    agent.learn(missing, callback=callbacks, reset_num_timesteps=not under_way)
-            finished = not stop.requested
-        finally:
-            if not finished:
-                checkpoint.save_interrupted()
-            logger.close()
-        if not finished:
-            raise KeyboardInterrupt
-        save_agent(agent, files.agent)
-        agent.policy.save_pretrained(files.model)
-        self.mdp.tokenizer.hf.save_pretrained(str(files.model))
-        return {"tokens": agent.num_timesteps}
+        return learn_policy(
+            self.settings,
+            self.algorithm,
+            env,
+            stage,
+            begin=lambda: self.policy_before(round, env),
+            verbose=self.verbose,
+            say=lambda line: self.say("", line),
+        )
 
     def measure(self, stage: Stage, round: int) -> Found:
         """The new policy on held-out prompts, and what changed since the start."""
@@ -287,8 +281,8 @@ class _Loop:
         found = self.on_held_out(stage, self.algorithm.load(saved, device=self.settings.device), reward)
         found |= changes(self.folder.start.path / TEXTS, stage.path / TEXTS, reward)
         if self.gold is not None:
-            judged = held_out_comparisons(self.folder.stage(round, REWARD_MODEL))
-            found["best_accuracy"] = best_accuracy(self.settings, self.gold, judged)
+            judged = held_out_judgements(self.folder.stage(round, REWARD_MODEL))
+            found[f"best_{self.settings.measure}"] = best_agreement(self.settings, self.gold, judged)
         return found
 
     def measure_start(self, stage: Stage) -> Found:
@@ -297,6 +291,10 @@ class _Loop:
         return self.on_held_out(stage, self.policy_before(1, self.env(with_reward(self.mdp, unjudged))), None)
 
     # ---------------------------------------------------------------- what they share
+
+    def split(self, judgements: list[Found]) -> dict[str, list[Mapping[str, Any]]]:
+        """Judgements to learn from, to stop by and to measure on."""
+        return split_judgements(judgements, self.settings.held_out_share, held_out_prompts(self.mdp))
 
     def on_held_out(self, stage: Stage, agent: TextAlgorithm, reward: Scorer | None) -> Found:
         """An agent's figures."""
@@ -365,21 +363,21 @@ class _Loop:
                 if one is not None:
                     seconds[f"round-{round}/{name}"] = one.pop("seconds")
             if None not in found.values():
-                rounds.append(_summary(round, found))
+                rounds.append(_summary(round, found, f"best_{self.settings.measure}"))
         if self.folder.path.is_dir() and start is not None:
             write_json(self.folder.result, {"status": status, "start": start, "rounds": rounds, "seconds": seconds})
             write_report(self.folder, status, instructions)
         return RLHFResult(self.folder.path, status, start or {}, rounds, instructions)
 
 
-def _summary(round: int, found: Mapping[str, Any]) -> Found:
-    """A round's figures in one mapping."""
+def _summary(round: int, found: Mapping[str, Any], ceiling: str) -> Found:
+    """A round's figures in one mapping; the reward model's have its ceiling too, by that name."""
     evaluation, raw = dict(found[EVALUATION]), found[FEEDBACK]["raw_agreement"]
-    best = evaluation.pop("best_accuracy", None if raw is None else accuracy_from_agreement(raw))
+    best = evaluation.pop(ceiling, None if raw is None else accuracy_from_agreement(raw))
     return {
         "round": round,
         "feedback": {**found[SAMPLES], **found[FEEDBACK]},
-        "reward_model": {**found[REWARD_MODEL], "best_accuracy": best},
+        "reward_model": {**found[REWARD_MODEL], ceiling: best},
         "policy": found[POLICY],
         "evaluation": evaluation,
     }

@@ -19,11 +19,11 @@ from agents.rlhf_settings import RLHFSettings
 from reward_models.preference import FitConfig
 
 _RLHF = """Reinforcement learning from human feedback. Each round: the policy writes pairs of completions, annotators
-say which is better, a reward model learns from all judgements so far, and the policy learns from the reward model,
-kept near the model it began as by a charge for the KL. Annotators are people (the command stops, says how to serve
-them the pairs, and goes on when asked again), or simulated ones with a gold reward that the learner never sees. The
-loop's folder gets the report, curves, texts, judgements, and every round's reward model and policy. Whatever
-interrupts it, --resume goes on after the last finished stage."""
+say which is better (or rate each), a reward model learns from all judgements so far, and the policy learns from the
+reward model, kept near the model it began as by a charge for the KL. Annotators are people (the command stops, says how
+to serve them the texts, and goes on when asked again), or simulated ones with a gold reward that the learner never
+sees, or none, where a file has the judgements already. The loop's folder gets the report, curves, texts, judgements,
+and every round's reward model and policy. Whatever interrupts it, --resume goes on after the last finished stage."""
 
 _EPILOG = """examples:
   annotators simulated by a reward, which is then known but to them and the report:
@@ -32,6 +32,9 @@ _EPILOG = """examples:
     textgen rlhf --model ./my-model --prompts openings.jsonl --annotators people --output my-loop
     textgen feedback serve my-loop/round-1/2-feedback/feedback.db
     textgen rlhf --resume my-loop
+  ratings that exist already, {"prompt": "...", "completion": "...", "rating": 3.5} a line:
+    textgen rlhf --model ./my-model --prompts rated.jsonl --judgements rated.jsonl --feedback-kind rating \\
+      --annotators none --rounds 1 --output my-loop
   one more round:
     textgen rlhf --resume my-loop --rounds 3
 """
@@ -42,7 +45,8 @@ WAITING = 3
 
 _GROUPS = {
     "prompts": "env prompts prompt_field reference_field template split_fractions max_prompt_tokens max_new_tokens",
-    "feedback": "rounds comparisons annotators overlap guidelines gold noise length_bias position_bias laziness",
+    "feedback": "rounds comparisons feedback_kind judgements annotators overlap guidelines gold noise length_bias "
+    "position_bias laziness",
     "reward model": "reward_model held_out_share members pessimism",
 }
 """Heading -> fields of `RLHFSettings`; those left are about the run."""

@@ -2,8 +2,8 @@
 
 config.json
 start/                       texts of the model it starts from
-round-1/1-samples/           items.jsonl, the pairs to judge; samples.jsonl
-        2-feedback/          feedback.db, the store; comparisons.jsonl
+round-1/1-samples/           items.jsonl, what is to be judged; samples.jsonl
+        2-feedback/          feedback.db, the store; comparisons.jsonl or ratings.jsonl; given.jsonl
         3-reward-model/      model/, a Hugging Face folder; train.jsonl, validation.jsonl, test.jsonl
         4-policy/            model/, a Hugging Face folder; agent.zip; progress.csv
         5-evaluation/        samples.jsonl

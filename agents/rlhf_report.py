@@ -21,6 +21,12 @@ _GOLD, _PROXY = "#2563b8", "#d4691e"
 
 Figures = Mapping[str, Any]
 
+_AGREEMENT = {
+    "accuracy": "Reward model's accuracy, held out",
+    "correlation": "Reward model's rank correlation with ratings, held out",
+}
+"""How a reward model agrees with judgements: the figure's name -> its title."""
+
 
 def write_report(folder: LoopFolder, status: str, instructions: str = "") -> None:
     """Write ``curves.png``, ``report.md`` and ``report.html`` from ``config.json`` and ``result.json``."""
@@ -49,12 +55,15 @@ def rounds_table(start: Figures, rounds: Sequence[Figures]) -> Table:
         ("Reward model's score", [_estimate(one.get("reward")) for one in evaluations]),
         ("The same, change from the start", [_estimate(one.get("reward_gain"), signed=True) for one in evaluations]),
         ("KL from the start (nats a completion)", [_kl(one) for one in evaluations]),
-        (
-            "Reward model's accuracy, held out",
-            [_with_interval(one.get("accuracy"), one.get("accuracy_interval")) for one in models],
+        *(
+            (title, [_with_interval(one.get(name), one.get(f"{name}_interval")) for one in models])
+            for name, title in _AGREEMENT.items()
         ),
-        ("The most it could be", [_number(one.get("best_accuracy")) for one in models]),
-        ("Judgements learned from", [str(one["comparisons"]["train"]) if one else "–" for one in models]),
+        ("The most it could be", [_number(_first(one, "best_accuracy", "best_correlation")) for one in models]),
+        (
+            "Judgements learned from",
+            [str(_first(one, "comparisons", "ratings")["train"]) if one else "–" for one in models],
+        ),
         ("Length (tokens)", [_number(one["length"]) for one in evaluations]),
         ("Cut by the length cap", [_number(one["clipped_ratio"]) for one in evaluations]),
         ("Entropy (nats a token)", [_number(one["entropy"]) for one in evaluations]),
@@ -65,18 +74,17 @@ def rounds_table(start: Figures, rounds: Sequence[Figures]) -> Table:
     return Table(["", "start", *(f"round {one['round']}" for one in rounds)], shown)
 
 
+def _first(figures: Figures, *names: str) -> Any:
+    """The figure that is there; None if none is."""
+    return next((figures[name] for name in names if name in figures), None)
+
+
 def _summary(settings: Figures, result: Figures, status: str, instructions: str) -> Iterator[Block]:
     start, rounds = result["start"], result["rounds"]
     yield Heading(f"Learning from feedback: {settings['env'] or settings['prompts']}", level=1)
-    who = (
-        f"simulated annotators that go by {settings['gold']} (noise {settings['noise']:g}), which the learner never saw"
-        if settings["annotators"] == "simulated"
-        else "people"
-    )
     yield Paragraph(
-        f"Model: {settings['model']}. {len(rounds)} of {settings['rounds']} rounds of {settings['comparisons']} pairs, "
-        f"judged by {who}, and {settings['tokens_per_round']:,} tokens of {settings['algo'].upper()}. "
-        f"Seed: {settings['seed']}."
+        f"Model: {settings['model']}. {len(rounds)} of {settings['rounds']} rounds of {_judgements(settings)}, "
+        f"and {settings['tokens_per_round']:,} tokens of {settings['algo'].upper()}. Seed: {settings['seed']}."
     )
     if status != "finished" and instructions:
         yield Paragraph(f"{status.capitalize()}. {instructions}")
@@ -85,10 +93,24 @@ def _summary(settings: Figures, result: Figures, status: str, instructions: str)
         f"{start['prompts']} prompts of the {start['split']} split, which no stage learned from, one sampled "
         "completion each. In parentheses: 95 % intervals, by the percentile bootstrap over prompts; changes are "
         "paired by prompt; ± is the KL's standard error. Each round has a reward model of its own, whose scores have "
-        "mean 0 and standard deviation 1 on samples of the start. The most its accuracy could be is what the "
-        "annotators' own noise allows."
+        "mean 0 and standard deviation 1 on samples of the start. The most its agreement with judgements could be "
+        "is what the annotators' own noise allows."
     )
     yield rounds_table(start, rounds)
+
+
+def _judgements(settings: Figures) -> str:
+    """Who judged what."""
+    given = f"{settings['feedback_kind']}s in {settings['judgements']}"
+    if settings["annotators"] == "none":
+        return given
+    texts = (
+        f"{settings['comparisons']} pairs, {'compared' if settings['feedback_kind'] == 'comparison' else 'rated'} by"
+    )
+    if settings["annotators"] == "people":
+        return f"{texts} people" + (f" (and {given})" if settings["judgements"] else "")
+    how = f"go by {settings['gold']} (noise {settings['noise']:g}), which the learner never saw"
+    return f"{texts} simulated annotators that {how}"
 
 
 def _texts(result: Figures) -> Iterator[Block]:
@@ -135,7 +157,7 @@ def draw_rounds(
     figure = Figure(figsize=(11, 7), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     FigureCanvasAgg(figure)  # no display, no pyplot: nothing global
     evaluations = [start, *(one["evaluation"] for one in rounds)]
-    score, kl, accuracy, length = figure.subplots(2, 2).flat
+    score, kl, agreement, length = figure.subplots(2, 2).flat
     _between(score, rollouts, "reward")
     for name, colour, label in (("gold", _GOLD, "gold"), ("reward", _PROXY, "reward model of the round")):
         known = [(at, one[name]) for at, one in enumerate(evaluations) if one.get(name)]
@@ -143,13 +165,15 @@ def draw_rounds(
     _between(kl, rollouts, "kl/per_sequence")
     _points(kl, [(at, one["kl"], one["kl_interval"]) for at, one in enumerate(evaluations)], _GOLD, "held out")
     models = [(one["round"], one["reward_model"]) for one in rounds]
-    _points(accuracy, [(at, one["accuracy"], one["accuracy_interval"]) for at, one in models], _PROXY, "held out")
-    best = [(at, one["best_accuracy"], None) for at, one in models if one["best_accuracy"] is not None]
-    _points(accuracy, best, _INK, "the most it could be", style="--")
+    name = next((name for name in _AGREEMENT for _, one in models if name in one), "accuracy")
+    _points(agreement, [(at, one[name], one[f"{name}_interval"]) for at, one in models], _PROXY, "held out")
+    _points(
+        agreement, [(at, one[f"best_{name}"], None) for at, one in models], _INK, "the most it could be", style="--"
+    )
     _between(length, rollouts, "completions/mean_length")
     _points(length, [(at, one["length"], None) for at, one in enumerate(evaluations)], _GOLD, "held out")
-    titles = ("Score", "KL from the start (nats a completion)", "Reward model's accuracy", "Length (tokens)")
-    for axes, title in zip((score, kl, accuracy, length), titles, strict=True):
+    titles = ("Score", "KL from the start (nats a completion)", _AGREEMENT[name], "Length (tokens)")
+    for axes, title in zip((score, kl, agreement, length), titles, strict=True):
         _finish(axes, title, len(rounds))
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 

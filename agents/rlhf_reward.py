@@ -1,4 +1,4 @@
-"""The reward model of a loop: fitted to all comparisons so far, measured on prompts whose judgements it never saw."""
+"""The reward model of a loop: fitted to all judgements so far, measured on prompts whose judgements it never saw."""
 
 from __future__ import annotations
 
@@ -7,48 +7,47 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from agents.reward_cli import RewardSettings, train_reward
 from agents.rlhf_folder import Stage, write_lines
 from agents.rlhf_settings import RLHFSettings
-from reward_models.preference import Comparison, FitConfig, RewardEnsemble, RewardModel, load, read_preferences
-from reward_models.preference.report import mean_interval
-from textgen_env.tasks.dataset import split_of
+from reward_models.preference import FitConfig, RewardEnsemble, RewardModel, load, read_preferences
+from reward_models.preference.data import Comparison, Preference, Rating
+from reward_models.preference.report import mean_interval, rank_correlation
 
 Scorer: TypeAlias = RewardModel | RewardEnsemble
 
-_PARTS = ("train", "validation", "test")
+_DRAWS = 1000
 
 
 def fit_reward(
     settings: RLHFSettings,
     fit: FitConfig,
-    judgements: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Sequence[Mapping[str, Any]]],
     stage: Stage,
     *,
     normalise_to: Path,
     seed: int,
 ) -> dict[str, Any]:
-    """Fit a reward model and leave it in the stage's ``model``; its accuracy on held-out prompts.
+    """Fit a reward model and leave it in the stage's ``model``; how it agrees with judgements of held-out prompts.
 
     Args:
-        settings: what it starts from, how many members, how much is held out.
+        settings: what it starts from, how many members, what the judgements are.
         fit: options of the fit.
-        judgements: records of comparisons.
+        parts: records of judgements to learn from, to stop by and to measure on (`split_judgements`).
         stage: whose folder is empty.
         normalise_to: a file of texts whose scores get mean 0 and standard deviation 1: the same in all rounds, so that
             a nat of KL costs the same.
         seed: of heads, order and bootstrap.
-
-    Raises:
-        ValueError: too few judgements to learn from some and measure on others.
     """
-    counts = _write_parts(stage.path, judgements, settings.held_out_share)
+    for name, records in parts.items():
+        write_lines(stage.path / f"{name}.jsonl", records)
     model = train_reward(
         RewardSettings(
             data=str(stage.path / "train.jsonl"),
             validation_data=str(stage.path / "validation.jsonl"),
-            kind="comparison",
+            kind=settings.feedback_kind,
             output=str(stage.path / "model"),
             normalise_to=str(normalise_to),
             model=settings.reward_model or settings.model,
@@ -61,8 +60,10 @@ def fit_reward(
         fit,
         say=lambda line: None,
     )
-    accuracy, interval = accuracy_of(model, held_out_comparisons(stage))
-    return {"comparisons": counts, "accuracy": accuracy, "accuracy_interval": interval}
+    value, interval = agreement_of(model, held_out_judgements(stage))
+    counts = {name: len(records) for name, records in parts.items()}
+    measure = settings.measure
+    return {f"{settings.feedback_kind}s": counts, measure: value, f"{measure}_interval": interval}
 
 
 def load_reward(stage: Stage, device: str) -> Scorer:
@@ -72,10 +73,17 @@ def load_reward(stage: Stage, device: str) -> Scorer:
     return model
 
 
-def held_out_comparisons(stage: Stage) -> list[Comparison]:
+def held_out_judgements(stage: Stage) -> list[Preference]:
     """Those that measure the reward model: it neither learned from them nor stopped by them."""
-    found = read_preferences(stage.path / "test.jsonl", "comparison")
-    return [pair for pair in found if isinstance(pair, Comparison)]
+    return read_preferences(stage.path / "test.jsonl")
+
+
+def agreement_of(model: Scorer, judgements: Sequence[Preference]) -> tuple[float, tuple[float, float]]:
+    """How far a model agrees with judgements of one kind: `accuracy_of` comparisons, `correlation_of` ratings."""
+    pairs = [one for one in judgements if isinstance(one, Comparison)]
+    return (
+        accuracy_of(model, pairs) if pairs else correlation_of(model, [o for o in judgements if isinstance(o, Rating)])
+    )
 
 
 def accuracy_of(model: Scorer, comparisons: Sequence[Comparison]) -> tuple[float, tuple[float, float]]:
@@ -90,17 +98,19 @@ def accuracy_of(model: Scorer, comparisons: Sequence[Comparison]) -> tuple[float
     return float(hits_N.mean()), mean_interval(hits_N, [pair.prompt for pair in pairs])
 
 
-def _write_parts(folder: Path, judgements: Sequence[Mapping[str, Any]], held_out: float) -> dict[str, int]:
-    """Judgements to learn from, to stop by, and to measure on; a prompt stays on its side in all rounds."""
-    parts: dict[str, list[Mapping[str, Any]]] = {name: [] for name in _PARTS}
-    for record in judgements:
-        # Salted: the plain hash of a training prompt lies in the training share, all of them.
-        parts[split_of(f"judged: {record['prompt']}", (1 - held_out, held_out / 2, held_out / 2))].append(record)
-    for name, records in parts.items():
-        if not any(not record["tie"] for record in records):
-            raise ValueError(
-                f"of {len(judgements)} judgements on {len({record['prompt'] for record in judgements})} prompts, none "
-                f"that prefers a text falls into the {name} part: give more comparisons, or another held_out_share"
-            )
-        write_lines(folder / f"{name}.jsonl", records)
-    return {name: len(records) for name, records in parts.items()}
+def correlation_of(model: Scorer, ratings: Sequence[Rating]) -> tuple[float, tuple[float, float]]:
+    """Spearman's ρ of score and rating over all texts, and its 95 % interval, by bootstrap over prompts."""
+    prompts = [one.prompt for one in ratings]
+    scores_N = np.array(model([one.completion for one in ratings], prompts))
+    ratings_N = np.array([one.rating for one in ratings])
+    _, owner_N = np.unique(np.array(prompts, dtype=object).astype(str), return_inverse=True)
+    rows = [np.flatnonzero(owner_N == owner) for owner in range(owner_N.max() + 1)]
+    drawn = np.random.default_rng(0).integers(len(rows), size=(_DRAWS, len(rows)))
+    resamples = (np.concatenate([rows[owner] for owner in draw]) for draw in drawn)
+    low, high = np.quantile([spearman(scores_N[at], ratings_N[at]) for at in resamples], [0.025, 0.975])
+    return spearman(scores_N, ratings_N), (float(low), float(high))
+
+
+def spearman(x_N: npt.ArrayLike, y_N: npt.ArrayLike) -> float:
+    """Spearman's ρ; 0 where one side does not vary, which ranks nothing."""
+    return rank_correlation(x_N, y_N) or 0.0

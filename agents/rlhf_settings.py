@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from agents.config import check_choice, option
 from agents.settings import RunSettings, make_mdp
 from textgen_env import TextMDP
 
-Annotators = Literal["simulated", "people"]
+Annotators: TypeAlias = Literal["simulated", "people", "none"]
+FeedbackKind: TypeAlias = Literal["comparison", "rating"]
 
 _OF_THE_SIMULATED = ("gold", "noise", "length_bias", "position_bias", "laziness")
 
@@ -40,7 +41,15 @@ class RLHFSettings:
 
     rounds: int = option(2, "times around: samples, feedback, reward model, policy, evaluation")
     comparisons: int = option(500, "pairs of completions that are judged a round")
-    annotators: Annotators = option("simulated", "who judges: simulated annotators with a gold reward, or people")
+    feedback_kind: FeedbackKind = option(
+        "comparison", "what a judgement says: which text of a pair is better, or a number for each text"
+    )
+    judgements: str | None = option(
+        None, "judgements of that kind that exist already, a .jsonl file as for 'textgen reward train'"
+    )
+    annotators: Annotators = option(
+        "simulated", "who judges: simulated annotators with a gold reward, people, or none beyond those of judgements"
+    )
     overlap: int = option(1, "annotators who judge each pair")
     guidelines: str | None = option(None, "what people shall go by, a text file")
     gold: Any = option(
@@ -74,7 +83,13 @@ class RLHFSettings:
     threads: int = option(RunSettings.threads, "CPU threads; with one, a loop is repeatable to the last digit")
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "model", "reward_model", "output"):  # a Path would not be what config.json reads back
+        for name in (
+            "prompts",
+            "model",
+            "reward_model",
+            "judgements",
+            "output",
+        ):  # a Path would not be what config.json reads back
             if getattr(self, name) is not None:
                 setattr(self, name, str(getattr(self, name)))
         if (self.env is None) == (self.prompts is None):
@@ -90,18 +105,39 @@ class RLHFSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share must lie between 0 and 1, got {self.held_out_share}")
+        check_choice("feedback_kind", self.feedback_kind, FeedbackKind)
+        self._check_annotators()
+        self.run_settings()  # whose checks hold here too
+
+    def _check_annotators(self) -> None:
         check_choice("annotators", self.annotators, Annotators)
+        if self.guidelines is not None and self.annotators != "people":
+            raise ValueError("guidelines are for people: simulated annotators go by gold")
         if self.annotators == "simulated":
             if self.gold is None:
                 raise ValueError("say what simulated annotators go by with --gold; or ask --annotators people")
-            if self.guidelines is not None:
-                raise ValueError("guidelines are for people: simulated annotators go by gold")
-        else:
-            defaults = {field.name: field.default for field in dataclasses.fields(self)}
-            for name in _OF_THE_SIMULATED:
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(f"{name} is about simulated annotators: people go by what they think")
-        self.run_settings()  # whose checks hold here too
+            if self.judgements is not None:
+                raise ValueError(
+                    "simulated annotators agree on no judgements but their own: give --annotators people, or none"
+                )
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _OF_THE_SIMULATED:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is about simulated annotators: people go by what they think")
+        if self.annotators == "none":
+            if self.judgements is None:
+                raise ValueError("with no annotators, say where judgements are with --judgements")
+            if self.rounds != 1:
+                raise ValueError(
+                    f"with no annotators, nothing is learned about what later rounds write: rounds must be 1, "
+                    f"got {self.rounds}; or ask --annotators people"
+                )
+
+    @property
+    def measure(self) -> str:
+        """What a reward model's agreement with held-out judgements is called in results."""
+        return {"comparison": "accuracy", "rating": "correlation"}[self.feedback_kind]
 
     @property
     def name(self) -> str:

@@ -306,8 +306,8 @@ def test_ratings_that_exist_already_become_a_policy_by_one_command(world, tmp_pa
     words = shlex.split(
         f"--model {world / 'model'} --prompts {given} --judgements {given} --feedback-kind rating --annotators none "
         f"--rounds 1 --output {output} --max-new-tokens 5 --comparisons 30 --held-out-share 0.3 --quiet --device cpu "
-        "--split-fractions 0.6 0.1 0.3 --tokens-per-round 1500 --episodes-per-rollout 64 --num-envs 64 --epochs 2 --learning-rate 5e-3 "
-        "--fit-epochs 8 --fit-batch-size 16 --fit-learning-rate 3e-3"
+        "--split-fractions 0.6 0.1 0.3 --tokens-per-round 1500 --episodes-per-rollout 64 --num-envs 64 --epochs 2 "
+        "--learning-rate 5e-3 --fit-epochs 8 --fit-batch-size 16 --fit-learning-rate 3e-3"
     )
     assert main(["rlhf", *words]) == 0
     assert "rank correlation with ratings" in capsys.readouterr().out
