@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from reward_models.feedback import Item, Prefer, Rank, Rate, measure_agreement
 from reward_models.feedback.agreement import (
@@ -100,7 +101,6 @@ def test_tau_of_all_pairs_of_rankings_of_four():
 
 
 def test_tau_against_scipy():
-    stats = pytest.importorskip("scipy.stats")
     for first, second in itertools.product(ORDERS[::5], ORDERS):
         assert kendall_tau(first, second) == pytest.approx(stats.kendalltau(ranks_of(first), ranks_of(second))[0])
 
