@@ -34,26 +34,27 @@ def fork(function):
 
 
 def test_fifty_annotators_at_once(store_path):
-    """Each sends every submission twice, from two threads: none lost, none doubled."""
-    people, each = 50, 20
+    """Each sends every submission twice, from two threads, until all is judged: none lost, none doubled."""
+    people, items = 50, 500
     with FeedbackStore(store_path, create=True) as store:
         store.configure(overlap=2)
-        store.add_items(pairs(people * each))  # some to spare: nobody is asked twice about an item
-        failed, recorded = [], Counter()
+        store.add_items(pairs(items))
+        failed, given, sent = [], Counter(), []
 
         def annotate(name):
             try:
-                for turn in range(each):
-                    task = store.assign(name)
-                    twin = threading.Thread(target=send, args=(name, task, f"{name}:{turn}"))
+                while (task := store.assign(name)) is not None:
+                    given[name] += 1
+                    submission = f"{name}:{given[name]}"
+                    twin = threading.Thread(target=send, args=(name, task, submission))
                     twin.start()
-                    send(name, task, f"{name}:{turn}")
+                    send(name, task, submission)
                     twin.join()
             except BaseException as error:
                 failed.append(error)
 
         def send(name, task, id):
-            recorded[name] += store.submit(name, task.id, id, Prefer(0))  # the names differ: no one else adds here
+            sent.append((name, store.submit(name, task.id, id, Prefer(0))))
 
         threads = [threading.Thread(target=annotate, args=(f"annotator {n}",)) for n in range(people)]
         for thread in threads:
@@ -62,11 +63,13 @@ def test_fifty_annotators_at_once(store_path):
             thread.join()
         assert not failed
         judgements = list(store.judgements())
+        assert Counter(name for name, is_new in sent if is_new) == given
+        assert len(sent) == 2 * len(judgements)
         assert Counter(judgement.annotator for judgement in judgements) == {
-            store.pseudonym(f"annotator {n}"): each for n in range(people)
+            store.pseudonym(name): count for name, count in given.items()
         }
-        assert len({(judgement.annotator, judgement.item.id) for judgement in judgements}) == people * each
-        assert max(Counter(judgement.item.id for judgement in judgements).values()) <= 2
+        assert len({(judgement.annotator, judgement.item.id) for judgement in judgements}) == len(judgements)
+        assert Counter(judgement.item.id for judgement in judgements) == {item.id: 2 for item in pairs(items)}
         check_counts(store)
 
 
