@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,7 +33,7 @@ def play(side: Side, prompt_indices: Sequence[int], samples_per_prompt: int, see
     episodes = len(prompt_indices) * samples_per_prompt
     env = TextGenVectorEnv(
         min(episodes, _ROWS),
-        mdp=with_reward(side.mdp, UNSCORED),
+        mdp=side.mdp.with_reward(UNSCORED),
         autoreset_mode="Disabled",
         defer_scoring=True,
     )
@@ -52,16 +51,9 @@ def _no_reward(completions: list[str]) -> list[float]:
 UNSCORED = Reward(_no_reward, name="unscored")
 
 
-def with_reward(mdp: TextMDP, reward: Reward) -> TextMDP:
-    """The same rules with another reward, for evaluation."""
-    view = copy.copy(mdp)
-    view.reward = reward.frozen()
-    return view
-
-
 def returns(mdp: TextMDP, reward: Reward, completions: Sequence[Completion]) -> Array:
     """What a scorer says of finished completions, shape (B,)."""
-    scores: Array = with_reward(mdp, reward).returns(completions)
+    scores: Array = mdp.with_reward(reward.frozen()).returns(completions)
     return scores
 
 

@@ -180,21 +180,12 @@ def collector_on(agent: TextAlgorithm, mdp: TextMDP, episodes: int, seed: int) -
 
 
 def on_split(mdp: TextMDP, split: str) -> TextMDP:
-    """The same rules on another split: one task, one tokenizer, one reward.
+    """The same rules on another split, with a reward that no longer adapts.
 
     Raises:
         ValueError: the task has no such split, or it is empty.
     """
-    return TextMDP(
-        mdp.task,
-        mdp.reward.frozen(),
-        mdp.tokenizer,
-        max_prompt_tokens=mdp.max_prompt_tokens,
-        max_new_tokens=mdp.max_new_tokens,
-        split=split,
-        truncation_side=mdp.truncation_side,
-        allowed_tokens=mdp.allowed_tokens,
-    )
+    return mdp.for_evaluation().on_split(split)
 
 
 def bootstrap_interval(values_N: npt.NDArray[np.float64], generator: np.random.Generator) -> Interval | None:

@@ -37,7 +37,7 @@ from agents.instruct_settings import InstructSettings
 from agents.model_source import load_model
 from agents.models import small_gpt2
 from agents.policy import TextPolicy
-from agents.run_folder import write_json
+from agents.run_folder import check_free, write_json
 from textgen_env import TextTask, TextTokenizer
 from textgen_env.lookup import did_you_mean
 from textgen_env.tokenizer import train_tokenizer
@@ -135,12 +135,9 @@ class _Job:
             before = read_report(self.folder)
             if before["status"] == "finished":
                 raise ValueError(f"the run in '{self.folder}' is finished: go on from it with --from {self.folder}")
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise FileExistsError(
-                f"the output folder '{self.folder}' is not empty: name another one with --output, or go on with what "
-                f"is in it by --resume {self.folder}"
-            )
-        elif settings.previous is not None:
+        else:
+            check_free(self.folder)
+        if not resume and settings.previous is not None:
             before = read_report(settings.previous)
             settings.refuse_changed(_INHERITED, f"'{settings.previous}' has its own: leave it out")
             inherited = {name: before["settings"][name] for name in _INHERITED}

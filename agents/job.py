@@ -26,7 +26,7 @@ from agents.evaluation import Evaluation, evaluate
 from agents.model_source import ModelSource
 from agents.progress_bar import TokenProgressBar
 from agents.report import read_evaluations, write_report
-from agents.run_folder import RunFolder, write_json
+from agents.run_folder import RunFolder, check_free, write_json
 from agents.settings import RunSettings
 from agents.supervised import SupervisedConfig, supervised_fit
 from textgen_env import TextMDP
@@ -80,7 +80,7 @@ class Job(Generic[Rules]):
         output = settings.output or f"runs/{settings.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.folder = RunFolder(Path(output))
         if not resume:
-            self.folder.check_free()  # before hours of work, not after them
+            check_free(self.folder.path)  # before hours of work, not after them
         self.results: dict[str, Any] = self.folder.read_results() if resume else {}
         self.agent: TextAlgorithm | None = None
 

@@ -12,10 +12,11 @@ from typing import Any
 from agents.base import TextAlgorithm
 from agents.callbacks import EvaluationCallback
 from agents.config import AlgorithmConfig, option
+from agents.evaluation import on_split
 from agents.job import Job, Result, StageHook
 from agents.multitask import Prefixed, multitask
 from agents.multitask_env import Task, TaskRows
-from agents.multitask_words import share_tokenizer, task_on_split
+from agents.multitask_words import share_tokenizer
 from agents.settings import ENVIRONMENT_FIELDS, RunSettings, environment_ids, make_mdp, make_model
 from textgen_env import TextMDP, TextTokenizer
 from textgen_env.lookup import did_you_mean
@@ -142,7 +143,7 @@ class _MultiTaskJob(Job[dict[str, TextMDP]]):
             splits = [split for split in ("validation", "test") if mdp.task.splits.get(split)]
             if not splits:
                 raise ValueError(f"task '{name}' has no prompts held out: give it more, or larger split_fractions")
-            watched[name], held_out[name] = task_on_split(mdp, splits[0]), task_on_split(mdp, splits[-1])
+            watched[name], held_out[name] = on_split(mdp, splits[0]), on_split(mdp, splits[-1])
             task = self.task(name, mdp)
             self.say("environment", f"{name}, λ = {task.weight:g}, {self.learned(task)}: {mdp.task!r}")
         return train, watched, held_out

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from agents.evaluation import on_split
 from textgen_env import Completion, Prompt, StopReason, TextMDP, TextTokenizer
 from textgen_env.mdp import VOCAB_SIZE
 from textgen_env.tokenizer import train_tokenizer, word_tokenizer
@@ -115,7 +114,7 @@ class InSharedWords(TextMDP):
         self.mark = mark
         shared = tokenizer.hf.get_vocab()
         own = mdp.tokenizer.hf.get_vocab()
-        missing = [word for word in own if word not in shared]
+        missing = sorted((word for word in own if word not in shared), key=own.__getitem__)
         if missing:
             raise ValueError(f"task '{mdp.task.name}' has the word '{missing[0]}', the shared vocabulary has not")
         self._shared_V = np.zeros(len(own), dtype=np.int64)
@@ -146,7 +145,9 @@ class InSharedWords(TextMDP):
 
     def on_split(self, split: str) -> InSharedWords:
         """The same rules on another split."""
-        return InSharedWords(on_split(self.own, split), self.tokenizer, self.mark)
+        view = InSharedWords(self.own.on_split(split), self.tokenizer, self.mark)
+        view.reward = self.reward
+        return view
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,6 @@ class OwnWords:
             return allowed_V
         own = self.own_V[list(actions)].tolist()
         return [allowed_V[id] for id in self.mdp.allowed_tokens(prompt, own, self.mdp.tokenizer)]
-
-
-def task_on_split(mdp: TextMDP, split: str) -> TextMDP:
-    """`agents.evaluation.on_split`, for rules in shared words too."""
-    return mdp.on_split(split) if isinstance(mdp, InSharedWords) else on_split(mdp, split)
 
 
 def _listed(names: Sequence[str]) -> str:

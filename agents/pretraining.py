@@ -36,7 +36,7 @@ from agents.pretraining_preference import (
     with_control_vocabulary,
 )
 from agents.pretraining_settings import PretrainConfig, PretrainSettings
-from agents.run_folder import RunFolder, write_json
+from agents.run_folder import check_free, write_json
 from agents.training_loop import Checkpoint, TrainingLoop, Watch, train
 from textgen_env import TextTokenizer
 from textgen_env.reward_registry import resolve_reward
@@ -131,7 +131,7 @@ class _Job:
             if read_record(self.folder).get("status") == "finished":
                 raise ValueError(f"the pretraining in '{self.folder}' is finished: there is nothing to resume")
         elif self.folder is not None:
-            RunFolder(self.folder).check_free()  # before hours of work, not after them
+            check_free(self.folder)  # before hours of work, not after them
         self.reward = None if objective.reward is None else resolve_reward(objective.reward)
 
     def run(

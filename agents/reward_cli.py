@@ -18,7 +18,7 @@ import torch
 
 from agents.config import option
 from agents.options import OptionParser, add_options
-from agents.run_folder import write_json
+from agents.run_folder import check_free, write_json
 from reward_models.preference import (
     FitConfig,
     FitResult,
@@ -167,7 +167,7 @@ def train_reward(
     assert settings.data is not None
     assert settings.output is not None
     output = Path(settings.output)
-    _check_free(output)
+    check_free(output, resumable=False)
     train, validation = _judgements(settings)
     say(f"data         {len(train)} judgements to learn from, {len(validation)} held out")
     members, results = fit_ensemble(
@@ -231,11 +231,6 @@ def _reference_texts(settings: RewardSettings, train: list[Preference]) -> tuple
     return [item.prompt for item in train for _ in item.completions], [
         text for item in train for text in item.completions
     ]
-
-
-def _check_free(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"the output folder '{output}' is not empty: name another one with --output")
 
 
 def _report(settings: RewardSettings, config: FitConfig, results: Iterable[FitResult]) -> dict[str, Any]:

@@ -55,8 +55,8 @@ from agents.rlhf_judgements import held_out_prompts, read_given, split_judgement
 from agents.rlhf_policy import learn_policy
 from agents.rlhf_report import write_report
 from agents.rlhf_reward import Scorer, fit_reward, held_out_judgements, load_reward
-from agents.rlhf_settings import RLHFSettings, make_environment, unjudged, with_reward
-from agents.run_folder import RunFolder, write_json
+from agents.rlhf_settings import RLHFSettings, make_environment, unjudged
+from agents.run_folder import RunFolder, check_free, write_json
 from reward_models.feedback import write_items
 from reward_models.preference import FitConfig
 from textgen_env import TextGenVectorEnv, TextMDP
@@ -170,7 +170,7 @@ class _Loop:
         if resume:
             self.check_same()
         else:
-            self.folder.check_free()  # before hours of work, not after them
+            check_free(self.folder.path)  # before hours of work, not after them
         self.mdp = make_environment(settings)
         if not resume:  # a file that will not do is refused now, too
             given = read_given(settings)
@@ -211,7 +211,7 @@ class _Loop:
     def sample(self, stage: Stage, round: int) -> Found:
         """Pairs of completions of training prompts, by the policy as it is."""
         stage.clear()
-        settings, rules = self.settings, with_reward(self.mdp, unjudged)
+        settings, rules = self.settings, self.mdp.with_reward(unjudged)
         agent = self.policy_before(round, self.env(rules))
         texts = write_pairs(agent, rules, settings.comparisons, seed=seed_of(settings.seed, round, 1))
         source = f"round {round - 1}" if round > 1 else "start"
@@ -262,7 +262,7 @@ class _Loop:
         Raises:
             KeyboardInterrupt: a signal ended it; the checkpoint is there.
         """
-        env = self.env(with_reward(self.mdp, self.reward_model(round)))
+        env = self.env(self.mdp.with_reward(self.reward_model(round)))
         return learn_policy(
             self.settings,
             self.algorithm,
@@ -288,7 +288,7 @@ class _Loop:
     def measure_start(self, stage: Stage) -> Found:
         """The model that the loop starts from, on the same held-out prompts."""
         stage.clear()
-        return self.on_held_out(stage, self.policy_before(1, self.env(with_reward(self.mdp, unjudged))), None)
+        return self.on_held_out(stage, self.policy_before(1, self.env(self.mdp.with_reward(unjudged))), None)
 
     # ---------------------------------------------------------------- what they share
 

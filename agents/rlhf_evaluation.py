@@ -12,7 +12,7 @@ from agents.base import TextAlgorithm
 from agents.evaluation import bootstrap_interval, evaluate
 from agents.rlhf_folder import Stage, read_lines, write_lines
 from agents.rlhf_reward import Scorer
-from agents.rlhf_settings import held_out_split, unjudged, with_reward
+from agents.rlhf_settings import held_out_split, unjudged
 from reward_models.feedback.annotators import Gold
 from textgen_env import TextMDP
 
@@ -45,7 +45,7 @@ def measure_policy(
         The figures. Means come with 95 % intervals, by the bootstrap over prompts; the KL, in nats a completion, with
         the bootstrap's standard error too.
     """
-    rules = with_reward(mdp, reward or unjudged, held_out_split(mdp))
+    rules = mdp.with_reward(reward or unjudged).on_split(held_out_split(mdp))
     one = evaluate(agent, rules, num_prompts=num_prompts, seed=seed)
     lines: list[dict[str, Any]] = [{"prompt": text.prompt, "completion": text.completion} for text in one.samples]
     for line, text in zip(lines, one.samples, strict=True):

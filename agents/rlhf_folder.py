@@ -84,18 +84,6 @@ class LoopFolder:
         """A stage of a round; rounds count from 1."""
         return Stage(self.path / f"round-{round}" / name)
 
-    def check_free(self) -> None:
-        """Refuse to write over something.
-
-        Raises:
-            FileExistsError: the folder holds something already.
-        """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(
-                f"the output folder '{self.path}' is not empty: name another one with --output, "
-                f"or go on with what is in it by --resume {self.path}"
-            )
-
     def read_config(self) -> dict[str, dict[str, Any]]:
         """Parts "settings", "fit" and "algorithm" of ``config.json``.
 

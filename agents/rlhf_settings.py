@@ -183,20 +183,6 @@ def make_environment(settings: RLHFSettings) -> TextMDP:
     return mdp
 
 
-def with_reward(mdp: TextMDP, reward: Any, split: str = "train") -> TextMDP:
-    """The same rules with another reward, perhaps on another split."""
-    return TextMDP(
-        mdp.task,
-        reward,
-        mdp.tokenizer,
-        max_prompt_tokens=mdp.max_prompt_tokens,
-        max_new_tokens=mdp.max_new_tokens,
-        split=split,
-        truncation_side=mdp.truncation_side,
-        allowed_tokens=mdp.allowed_tokens,
-    )
-
-
 def held_out_split(mdp: TextMDP) -> str:
     """The split that the evaluation asks: test, or else validation."""
     return "test" if mdp.task.splits.get("test") else "validation"

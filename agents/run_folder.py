@@ -24,6 +24,21 @@ STEP = "num_tokens"
 _PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy")
 
 
+def check_free(folder: Path, *, resumable: bool = True) -> None:
+    """Refuse to write over something.
+
+    Args:
+        folder: what an output would go to.
+        resumable: whether ``--resume`` goes on with what is there.
+
+    Raises:
+        FileExistsError: the folder holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        mend = f", or go on with what is in it by --resume {folder}" if resumable else ""
+        raise FileExistsError(f"the output folder '{folder}' is not empty: name another one with --output{mend}")
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """The files of a run. Each is written whole or appended to by lines, so that a killed run can be read."""
@@ -59,18 +74,6 @@ class RunFolder:
     def samples(self) -> Path:
         """Texts of every evaluation, one JSON object a line."""
         return self.path / "samples.jsonl"
-
-    def check_free(self) -> None:
-        """Refuse to write over something.
-
-        Raises:
-            FileExistsError: the folder holds something already.
-        """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(
-                f"the output folder '{self.path}' is not empty: name another one with --output, "
-                f"or go on with what is in it by --resume {self.path}"
-            )
 
     def write_config(self, settings: RunSettings, config: AlgorithmConfig, resolved: Mapping[str, Any]) -> None:
         """Write ``config.json``: the settings, the algorithm's options, and what defaults turned into."""

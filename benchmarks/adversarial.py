@@ -37,7 +37,6 @@ from agents.adversarial import DiscriminatorCallback, corpus
 from agents.evaluation import on_split
 from agents.model_source import load_model
 from agents.policy import TextPolicy
-from benchmarks.baselines import under
 from benchmarks.learning import over_seeds
 from benchmarks.markov import divergence, next_word, written
 from benchmarks.measure import circumstances
@@ -72,7 +71,7 @@ def pretrained_discriminator(mdp: TextMDP, seed: int) -> Discriminator:
 def against_a_discriminator(mdp: TextMDP, seed: int) -> tuple[TextMDP, list[BaseCallback]]:
     """The same rules with a discriminator as the reward, and what trains it: a `Setup.trainer`."""
     judge = pretrained_discriminator(mdp, seed)
-    return under(mdp, judge), [DiscriminatorCallback(judge, seed=seed, **STEPS)]
+    return mdp.with_reward(judge), [DiscriminatorCallback(judge, seed=seed, **STEPS)]
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     perfect = LogRatio(chain)
 
     def plain(reward: Callable[..., Any]) -> tuple[TextMDP, list[BaseCallback]]:
-        return under(start.mdp, reward), []
+        return start.mdp.with_reward(reward), []
 
     for name in CONTESTANTS[1:]:
         began = time.process_time()

@@ -46,20 +46,8 @@ def optimum_score(setup: Setup) -> float:
 def hack_scores(mdp: TextMDP, hack: Hack) -> tuple[float, float]:
     """What the cheater earns under the naive and under the robust reward, means over the split of ``mdp``."""
     answers = [mdp.written(index, hack.answer(prompt)) for index, prompt in enumerate(mdp.prompts)]
-    robust = mdp if hack.robust is None else under(mdp, hack.robust)
-    return float(under(mdp, hack.naive).returns(answers).mean()), float(robust.returns(answers).mean())
-
-
-def under(mdp: TextMDP, reward: object) -> TextMDP:
-    """The same rules and prompts with another reward."""
-    return TextMDP(
-        mdp.task,
-        reward,
-        mdp.tokenizer,
-        max_prompt_tokens=mdp.max_prompt_tokens,
-        max_new_tokens=mdp.max_new_tokens,
-        split=mdp.split,
-    )
+    robust = mdp if hack.robust is None else mdp.with_reward(hack.robust)
+    return float(mdp.with_reward(hack.naive).returns(answers).mean()), float(robust.returns(answers).mean())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,7 +40,8 @@ class Setup:
     supervised: Mapping[str, Any]
     """`SupervisedConfig` of the supervised baseline, which starts from fresh weights."""
     warm_start: Mapping[str, Any] | None = None
-    """`SupervisedConfig` of what all other learners start from; none: fresh weights."""
+    """`SupervisedConfig` of what all other learners start from; none: fresh weights. A Q-learner that is not soft gets
+    the references as demonstrations, too."""
     env: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``gym.make_vec``."""
     size: Mapping[str, int] = field(default_factory=lambda: dict(SIZE))

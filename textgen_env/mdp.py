@@ -175,8 +175,23 @@ class TextMDP:
 
     def for_evaluation(self) -> TextMDP:
         """The same rules with a reward that no longer adapts; prompts already encoded are shared."""
+        return self.with_reward(self.reward.frozen())
+
+    def with_reward(self, reward: Any) -> TextMDP:
+        """The same rules with another reward; prompts already encoded are shared."""
         view = copy.copy(self)
-        view.reward = self.reward.frozen()
+        view.reward = resolve_reward(reward)
+        return view
+
+    def on_split(self, split: str) -> TextMDP:
+        """The same rules, the reward included, on another split.
+
+        Raises:
+            ValueError: the task has no such split, or it is empty.
+        """
+        view = copy.copy(self)
+        view.split, view.prompts = split, self.task.prompts(split)
+        view._prompt_ids, view._warned_of_truncation = {}, False
         return view
 
     @property

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 import textgen_env  # noqa: F401
-from agents.multitask_words import InSharedWords, share_tokenizer, shared_words, task_on_split
+from agents.evaluation import on_split
+from agents.multitask_words import InSharedWords, share_tokenizer, shared_words
 from tests.agents.conftest import make_mdp
 from textgen_env import TextGenVectorEnv, TextMDP, TextTask, TextTokenizer
 
@@ -98,7 +99,7 @@ def test_marks_stand_before_prompts():
 
 
 def test_splits_keep_the_rules(both):
-    held_out = task_on_split(both["Add"], "test")
+    held_out = on_split(both["Add"], "test")
     assert isinstance(held_out, InSharedWords)
     assert held_out.split == "test"
     assert held_out.optimal_return(range(5)) == 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import PPOConfig
+from agents import DQN, PPOConfig
 from agents.algorithms import ALGORITHMS
 from agents.base import TextAlgorithm
 from agents.evaluation import evaluate, on_split
@@ -183,9 +183,7 @@ def test_looks_are_at_few_prompts_from_everywhere_and_the_end_at_all(start, monk
 
 
 def under_another_reward(mdp, seed):
-    from benchmarks.baselines import under
-
-    return under(mdp, lambda completions, **_: [1.0] * len(completions)), []
+    return mdp.with_reward(lambda completions, **_: [1.0] * len(completions)), []
 
 
 def logged(mdp, seed):
@@ -210,6 +208,21 @@ def test_offline_learners_need_logged_data(tiny_ladder):
     given["logged"] = f"{__name__}:logged"
     (tiny_ladder / "tasks.json").write_text(json.dumps({"Reverse": given}))
     assert run(Job("Reverse", "ilql", 0))["tokens"] >= 300
+
+
+def test_q_values_start_from_demonstrations_where_the_others_start_warm(tiny_ladder, monkeypatch):
+    """A soft Q-learner starts warm itself: its policy is the language model."""
+    given = []
+    monkeypatch.setattr(DQN, "set_demonstrations", lambda self, episodes: given.append(episodes))
+    assert "error" not in run(Job("DelayedBit", "dqn", 0))
+    assert given == []
+    assert "error" not in run(Job("Reverse", "dqn", 0))
+    [episodes] = given
+    assert episodes.returns_B.tolist() == [1.0] * len(setup("Reverse").make_env(1).mdp.prompts)
+    soft = {**json.loads((presets._FOLDER / "dqn.json").read_text())["defaults"], "kl_coef_per_sequence": 0.1}
+    (presets._FOLDER / "dqn.json").write_text(json.dumps({"defaults": soft, "tasks": {}}))
+    assert "error" not in run(Job("Reverse", "dqn", 0))
+    assert len(given) == 1
 
 
 # --- other libraries --------------------------------------------------------------------------------------
