@@ -20,11 +20,11 @@ from agents.offline import ILQL as ILQL
 from agents.offline import ILQLConfig as ILQLConfig
 from agents.ppo import PPO as PPO
 from agents.ppo import PPOConfig as PPOConfig
-from agents.pretraining import pretrain as pretrain
-from agents.pretraining_documents import read_documents as read_documents
-from agents.pretraining_preference import ObjectiveConfig as ObjectiveConfig
-from agents.pretraining_settings import PretrainConfig as PretrainConfig
-from agents.pretraining_settings import PretrainSettings as PretrainSettings
+from agents.pretraining.documents import read_documents as read_documents
+from agents.pretraining.preference import ObjectiveConfig as ObjectiveConfig
+from agents.pretraining.run import pretrain as pretrain
+from agents.pretraining.settings import PretrainConfig as PretrainConfig
+from agents.pretraining.settings import PretrainSettings as PretrainSettings
 from agents.random_agent import Random as Random
 from agents.reinforce import REINFORCE as REINFORCE
 from agents.reinforce import REINFORCEConfig as REINFORCEConfig

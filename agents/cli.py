@@ -17,8 +17,8 @@ import gymnasium as gym
 from transformers.utils import logging as transformers_logging
 
 from agents.algorithms import ALGORITHMS, find_algorithm
-from agents.alignment_cli import add_report_command
-from agents.attention_cli import add_attention_command
+from agents.alignment.cli import add_report_command
+from agents.attention.cli import add_attention_command
 from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, make_config
 from agents.credit import credit
@@ -26,15 +26,15 @@ from agents.credit_page import credit_lines, write_credit_page
 from agents.document import Texts
 from agents.evaluation import evaluate, on_split
 from agents.feedback_cli import add_feedback_commands
-from agents.instruct_cli import add_instruct_command
+from agents.instruct.cli import add_instruct_command
 from agents.invariants import InvariantError
-from agents.multitask_cli import add_multitask_command
+from agents.multitask.cli import add_multitask_command
 from agents.options import OptionParser, add_options
 from agents.pipeline import run
-from agents.pretrain_cli import add_pretrain_command
+from agents.pretraining.cli import add_pretrain_command
 from agents.report import measures_table, sample_texts
 from agents.reward_cli import add_reward_commands
-from agents.rlhf_cli import add_rlhf_command
+from agents.rlhf.cli import add_rlhf_command
 from agents.run_folder import find_run, write_json
 from agents.saved import load_saved, open_saved
 from agents.settings import ENVIRONMENT_FIELDS, RunSettings, environment_ids, make_mdp

@@ -2,7 +2,7 @@
 
     python -m benchmarks.alignment --data ../shared/data --json benchmarks/results/alignment.json
 
-`agents.alignment_human` compares a scorer with annotators as annotators compare with each other. The data at hand has
+`agents.alignment.human` compares a scorer with annotators as annotators compare with each other. The data at hand has
 the *mean* of three experts' ratings from 1 to 5, not the three. A mean says much of them (4⅔ can only be 5, 5, 4), and
 what it leaves open is tried both ways: ratings as alike, and as different, as each mean allows. The ceiling lies
 between: the upper end says something, the lower one next to nothing.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agents.alignment_human import Consistency, rating_consistency
+from agents.alignment.human import Consistency, rating_consistency
 from benchmarks.measure import circumstances
 from reward_models import Rouge
 from textgen_env.tasks.records import read_jsonl

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 
 from agents.policy import TextPolicy
-from agents.pretraining import Pretrained, pretrain
-from agents.pretraining_preference import GOOD_TOKEN, ObjectiveConfig
-from agents.pretraining_settings import PretrainConfig, PretrainSettings
+from agents.pretraining.preference import GOOD_TOKEN, ObjectiveConfig
+from agents.pretraining.run import Pretrained, pretrain
+from agents.pretraining.settings import PretrainConfig, PretrainSettings
 from benchmarks.learning import over_seeds
 from benchmarks.measure import circumstances
 from reward_models import BannedWords

@@ -21,8 +21,8 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from agents import PPOConfig
-from agents.rlhf import rlhf
-from agents.rlhf_settings import RLHFSettings
+from agents.rlhf.loop import rlhf
+from agents.rlhf.settings import RLHFSettings
 from benchmarks.learning import over_seeds
 from benchmarks.measure import circumstances
 from reward_models import LexiconSentiment

@@ -16,13 +16,10 @@ FORBIDDEN = {
     "benchmarks": set(),
 }
 ALLOWED = {
-    module: {"reward_models"}
-    for module in (
-        *("agents.pipeline", "agents.cli", "agents.reward_cli", "agents.feedback_cli", "agents.adversarial"),
-        *("agents.alignment", "agents.alignment_cli", "agents.alignment_duel", "agents.alignment_human"),
-        *("agents.alignment_inputs", "agents.alignment_page", "agents.alignment_swaps", "agents.alignment_texts"),
-        *("agents.rlhf", "agents.rlhf_cli", "agents.rlhf_evaluation", "agents.rlhf_feedback", "agents.rlhf_reward"),
-        "agents.rlhf_judgements",
+    room: {"reward_models"}
+    for room in (
+        *("agents.adversarial", "agents.alignment", "agents.cli", "agents.feedback_cli", "agents.pipeline"),
+        *("agents.reward_cli", "agents.rlhf"),
     )
 }
 """The top rooms of ``agents``, where a reward by name becomes an object."""

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from agents.alignment_human import rating_consistency
+from agents.alignment.human import rating_consistency
 from benchmarks.alignment import alike, different, learned, matrix
 from tests.snippets import ROOT
 

@@ -1,0 +1,3 @@
+"""Instruction tuning, round by round."""
+
+from agents.instruct.run import instruct as instruct
