@@ -180,7 +180,7 @@ def test_early_stop_keeps_the_best_weights(data, tmp_path, monkeypatch):
         seen.append(copy.deepcopy(policy.model.state_dict()))
         return next(losses)
 
-    monkeypatch.setattr("agents.instruct_fit.mean_loss", falls_then_rises)
+    monkeypatch.setattr("agents.instruct.fit.mean_loss", falls_then_rises)
     result = run(data, tmp_path / "out", fit={"epochs": 9.0, "validate_every": 2, "patience": 2})
     assert (result.rounds[1].steps, result.rounds[1].best_step) == (8, 4)
     kept = result.policy.model.state_dict()
