@@ -156,7 +156,7 @@ def evaluate_answers(
 
     Args:
         policy: answers.
-        mdp: the rules, on a held-out split (see `agents.instruct_data.rules`).
+        mdp: the rules, on a held-out split (see `agents.instruct.data.rules`).
         num_prompts: at most so many of each file, drawn without replacement.
         seed: seeds the draw and the bootstrap: models that are asked with the same seed answer the same prompts.
 

@@ -81,7 +81,7 @@ class TaskRows(VectorEnv[Any, Any, Any]):
         for name in names[1:]:
             if sizes[name] != sizes[names[0]]:
                 raise ValueError(
-                    f"'{names[0]}' and '{name}' speak different tokenizers: see agents.multitask_words.share_tokenizer"
+                    f"'{names[0]}' and '{name}' speak different tokenizers: see agents.multitask.words.share_tokenizer"
                 )
         self.num_envs = num_envs
         self.render_mode = None
