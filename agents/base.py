@@ -387,7 +387,9 @@ class TextAlgorithm(BaseAlgorithm):
 
     def _update_learning_rate(self, optimizers: torch.optim.Optimizer) -> None:  # type: ignore[override]
         """The step size of the coming update: constant, or falling with the run's tokens."""
-        rate = self.learning_rate * scheduled(self.config.learning_rate_schedule, self._current_progress_remaining)
+        config = self.config
+        factor = scheduled(config.learning_rate_schedule, self._current_progress_remaining, config.learning_rate_warmup)
+        rate = self.learning_rate * factor
         self.logger.record("train/learning_rate", rate)
         update_learning_rate(optimizers, rate)
 

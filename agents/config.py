@@ -27,6 +27,7 @@ class AlgorithmConfig:
         None, "Adam's step size; by default 0.04 / hidden width of the model (3e-4 at 128, 5e-5 at 768)"
     )
     learning_rate_schedule: Schedule = option("linear", "linear and cosine fall to 0 over the run")
+    learning_rate_warmup: float = option(0.0, "fraction of the run over which the learning rate rises from 0")
     num_envs: int = option(32, "rows decoded at once, where the environment does not say")
     episodes_per_rollout: int = option(128, "episodes started, and played to their end, before each update")
     samples_per_prompt: int = option(1, "episodes that share a prompt")
@@ -64,6 +65,8 @@ class AlgorithmConfig:
             )
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+        if not 0 <= self.learning_rate_warmup < 1:
+            raise ValueError(f"learning_rate_warmup must lie in [0, 1), got {self.learning_rate_warmup}")
         check_choice("learning_rate_schedule", self.learning_rate_schedule, Schedule)
 
 
@@ -78,11 +81,19 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; {did_you_mean(str(value), known)}")
 
 
-def scheduled(schedule: Schedule, remaining: float) -> float:
-    """The factor of the learning rate when the fraction ``remaining`` of the run is left: 1 at its start."""
+def scheduled(schedule: Schedule, remaining: float, warmup: float = 0.0) -> float:
+    """The factor of the learning rate when the fraction ``remaining`` of the run is left.
+
+    Over the first ``warmup`` of the run it rises from 0: Adam's first steps have the full size whatever the gradient,
+    and a policy that knows something already forgets by them.
+    """
+    done = 1 - remaining
+    if done < warmup:
+        return done / warmup
+    left = remaining / (1 - warmup)
     if schedule == "cosine":
-        return 0.5 * (1 - math.cos(math.pi * remaining))
-    return remaining if schedule == "linear" else 1.0
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return left if schedule == "linear" else 1.0
 
 
 def make_config(kind: type[Config], config: Config | None, overrides: dict[str, Any]) -> Config:

@@ -39,6 +39,7 @@ def test_a_misspelled_option_is_refused_with_the_nearest(name, nearest):
         ({"micro_batch_tokens": 0}, "micro_batch_tokens must be above 0"),
         ({"episodes_per_rollout": 10, "samples_per_prompt": 4}, "must be a multiple of samples_per_prompt=4"),
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),
+        ({"learning_rate_warmup": 1.0}, r"learning_rate_warmup must lie in \[0, 1\), got 1.0"),
         ({"learning_rate_schedule": "cubic"}, "must be one of 'constant', 'linear', 'cosine'"),
         ({"epochs": 0}, "epochs must be above 0"),
         ({"clip_range": 0.0}, "clip_range must be above 0"),
@@ -71,6 +72,14 @@ def test_options_that_make_no_sense_are_refused(options, message):
 )
 def test_the_schedules_by_hand(schedule, factors):
     assert [scheduled(schedule, remaining) for remaining in (1, 0.75, 0.5, 0)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [0, 0.5, 1, 1, 1]), ("linear", [0, 0.5, 1, 0.5, 0]), ("cosine", [0, 0.5, 1, 0.5, 0])],
+)
+def test_the_learning_rate_rises_and_then_falls_over_what_is_left(schedule, factors):
+    assert [scheduled(schedule, remaining, 0.2) for remaining in (1, 0.9, 0.8, 0.4, 0)] == pytest.approx(factors)
 
 
 def test_a_choice_is_refused_with_the_nearest():
