@@ -14,10 +14,11 @@ from torch import Tensor
 
 from agents.advantages import gae
 from agents.base import TextAlgorithm
+from agents.decoder import sample_actions
 from agents.evaluation import collector_on
 from agents.kl import k1
 from agents.policy_gradient import PolicyGradient
-from agents.rollout import Collector, sample_actions
+from agents.rollout import Collector
 from agents.shaping import shaped_rewards
 from agents.trajectories import Trajectories
 from textgen_env import TextMDP, TextTokenizer

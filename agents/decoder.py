@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agents.policy import TextPolicy
+from agents.policy import TextPolicy, chosen
 from agents.slot_cache import SlotCache, check_cacheable
+
+Choice = Callable[[Tensor], Tensor]
+"""Chooses actions (N,) from logits (N, V), −inf where forbidden."""
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What one step of the decoder's N rows came to; it stays on the device until it is asked for."""
+
+    actions_N: Tensor
+    log_probs_N: Tensor
+    values_N: Tensor
+    allowed_NV: Tensor | None = None
+    """Which actions had a probability, where that was asked for."""
+
+    def on_host(self) -> npt.NDArray[np.int64]:
+        """The actions. Waits for the device."""
+        return self.actions_N.cpu().numpy()
+
+
+def sample_actions(log_probs_NV: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw from each row's distribution, shape (N,)."""
+    rows, device = len(log_probs_NV), log_probs_NV.device
+    return invert_cumulative(
+        log_probs_NV, torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=device)
+    )
+
+
+def invert_cumulative(log_probs_NV: Tensor, uniform_N1: Tensor) -> Tensor:
+    """The token of each row at which its cumulative distribution passes a number of [0, 1), shape (N,).
+
+    In float64, with one uniform a row: a token of probability 0 is never drawn, and the cost is one pass.
+    """
+    cumulative = log_probs_NV.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    return torch.searchsorted(cumulative, uniform_N1 * (total * (1 - 2**-52)), right=True).squeeze(-1)
 
 
 class Decoder:
@@ -25,9 +64,13 @@ class Decoder:
         capacity: the most tokens a row (prompt and completion).
     """
 
+    ahead: ClassVar[bool] = False
+    """Whether a step may be asked for before it is known which rows the last one ended."""
+
     def __init__(self, policy: TextPolicy, num_slots: int, capacity: int) -> None:
         check_cacheable(policy.model, capacity)
         self.policy = policy
+        self.num_slots = num_slots
         self.cache = SlotCache(num_slots, capacity)
         self.num_rows = 0
         device = policy.device
@@ -36,12 +79,25 @@ class Decoder:
         self._host_positions = np.zeros(num_slots, dtype=np.int64)  # the same, known without asking the device
         self._columns = torch.arange(capacity, device=device)
 
+    @property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """The running rows."""
+        return np.arange(self.num_rows)
+
+    def runs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these rows are running."""
+        return rows < self.num_rows
+
+    def free_slots(self, count: int) -> list[int]:
+        """Rows that `start` may be given next."""
+        return list(range(self.num_rows, self.num_rows + count))
+
     def clear(self) -> None:
         """Stop all rows."""
         self.num_rows = 0
 
     @torch.no_grad()
-    def start(self, rows: list[int], prompts: list[Tensor]) -> None:
+    def start(self, rows: Sequence[int], prompts: Sequence[Tensor]) -> None:
         """Give new prompts to some rows (each below, or just extending, ``num_rows``).
 
         Equal prompts (several samples of one) are prefilled once and copied.
@@ -75,17 +131,50 @@ class Decoder:
                 self.cache.copy_slots(sources, targets, context)
         where = torch.tensor(rows, device=device)
         self._last_tokens[where] = torch.stack([prompt[-1] for prompt in prompts]).to(device)
-        self._host_positions[rows] = [len(prompt) - 1 for prompt in prompts]
-        self._positions[where] = torch.from_numpy(self._host_positions[rows]).to(device)
+        self._host_positions[list(rows)] = [len(prompt) - 1 for prompt in prompts]
+        self._positions[where] = torch.from_numpy(self._host_positions[list(rows)]).to(device)
         self.num_rows = max(self.num_rows, max(rows) + 1)
 
     @torch.no_grad()
     def step(self, allowed_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and values (N,) of the next token of the N running rows; −inf where it is not allowed."""
+        positions = self._host_positions[: self.num_rows]
+        span = int(positions.max()) + 1
+        return self._forward(span, allowed_NV, alike=int(positions.min()) + 1 == span)
+
+    @torch.no_grad()
+    def act(
+        self,
+        generator: torch.Generator | None,
+        allowed_NV: Tensor | None = None,
+        choose: Choice | None = None,
+        *,
+        constrained: bool = False,
+    ) -> Acted:
+        """One token of every running row: `step`, a choice, and `append`.
+
+        Args:
+            generator: draws the tokens; None takes the most likely ones.
+            allowed_NV: as for `step`.
+            choose: chooses instead.
+            constrained: report which actions were allowed.
+        """
+        logits_NV, values_N = self.step(allowed_NV)
+        log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
+        if choose is not None:
+            actions_N = choose(logits_NV)
+        else:
+            actions_N = logits_NV.argmax(-1) if generator is None else sample_actions(log_probs_NV, generator)
+        self.append(actions_N)
+        return Acted(
+            actions_N, chosen(log_probs_NV, actions_N), values_N, (logits_NV > -torch.inf) if constrained else None
+        )
+
+    def _forward(self, span: int, allowed_NV: Tensor | None, *, alike: bool) -> tuple[Tensor, Tensor]:
+        """A step of all rows, none of which stands beyond ``span``; ``alike`` if all stand at its end."""
         count = self.num_rows
         positions = self._positions[:count]
-        span = int(self._host_positions[:count].max()) + 1
-        alike = int(self._host_positions[:count].min()) + 1 == span  # rows of one length see all there is
+        # Rows of one length see all there is.
         mask = None if alike else (self._columns[:span] <= positions[:, None])[:, None, None, :]
         self.cache.decode(positions, span, alike=alike)
         logits_NV, values_N = self.policy(

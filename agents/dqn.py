@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from agents.advantages import masked_mean
 from agents.config import AlgorithmConfig, option
+from agents.decoder import sample_actions
 from agents.kl import kl_metrics
 from agents.policy import TextPolicy
 from agents.q_learning import QLearner, QLearningConfig
@@ -20,7 +21,7 @@ from agents.q_policy import PolicyWithTarget, QPolicy, actions_of, spread
 from agents.q_targets import next_values, peng_q_lambda, soft_q_lambda, td_loss
 from agents.reference import frozen_copy
 from agents.replay import ReplayBuffer
-from agents.rollout import ActionRule, sample_actions
+from agents.rollout import ActionRule
 from agents.shaping import shaped_rewards
 from agents.trajectories import Trajectories
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +95,7 @@ class TopPDecoder(Decoder):
         super().clear()
         self.lagged.clear()
 
-    def start(self, rows: list[int], prompts: list[Tensor]) -> None:
+    def start(self, rows: Sequence[int], prompts: Sequence[Tensor]) -> None:
         """Give new prompts to some rows of both."""
         super().start(rows, prompts)
         self.lagged.start(rows, prompts)

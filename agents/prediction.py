@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.decoder import Decoder, decoding
+from agents.decoder import Decoder, decoding, sample_actions
 from agents.policy import TextPolicy
-from agents.rollout import sample_actions
 
 
 class PrefixState:

@@ -47,7 +47,7 @@ def sharper(logits, actions):
 
 def test_a_perturbed_sampler_stops_the_run(monkeypatch):
     agent = make_agent()
-    monkeypatch.setattr(agents.rollout, "chosen", sharper)
+    monkeypatch.setattr(agents.decoder, "chosen", sharper)
     with pytest.raises(
         InvariantError, match=r"log-probabilities differ from the trainer's, so the first ratio is not 1"
     ):

@@ -8,9 +8,10 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit, TransformReward
 
+from agents.decoder import sample_actions
 from agents.model_source import load_model
 from agents.policy import TextPolicy
-from agents.rollout import Collector, sample_actions
+from agents.rollout import Collector
 from tests.agents.conftest import gpt2_config, letters, make_agent, make_env, make_mdp, word_tokenizer
 from textgen_env import TextGenEnv, TextTask, dense
 
