@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from agents.activation_checkpointing import recomputing
 from agents.adapters import has_adapter, merged
+from agents.chunked_log_probs import MOST_LOGITS, chunked_log_probs
 from agents.packing import Places, packed, separate, sharing_pays
+from agents.plain_head import PlainHead, is_plain, plain_head
 from agents.slot_cache import SlotCache
 from agents.trajectories import Trajectories
 
@@ -39,6 +41,8 @@ class TextPolicy(nn.Module):
 
     optimizer: torch.optim.Optimizer
     """The agent's, kept here as SB3 does."""
+    most_logits: int = MOST_LOGITS
+    """Above so many logits in one forward, `score` makes them some rows at a time."""
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class TextPolicy(nn.Module):
         eager = getattr(model.config.get_text_config(), "_attn_implementation", None) == "eager"
         full = precision == "float32" and head.weight.dtype in (torch.float32, torch.float64)
         self._additive_masks = eager or full
+        self._head_is_plain: bool | None = None
         self.eval()
 
     @property
@@ -134,13 +139,17 @@ class TextPolicy(nn.Module):
         *,
         attention_mask: Tensor | None = None,
         cache: SlotCache | None = None,
+        with_logits: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """What the heads read: hidden states (N, H) and the language model's logits (N, V); arguments as `forward`."""
+        """What the heads read: hidden states (N, H) and the language model's logits (N, V), or (0, V) without them.
+
+        The other arguments are those of `forward`.
+        """
         kept: list[Tensor] = []
 
         def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             kept.append(args[0].flatten(0, 1).index_select(0, select))
-            return (kept[0], *args[1:])
+            return (kept[0] if with_logits else kept[0][:0], *args[1:])
 
         if attention_mask is None:  # said in full: transformers warns of pad ids when it is not told
             width = input_ids.shape[1] if cache is None else cache.get_mask_sizes(input_ids.shape[1])[0]
@@ -198,13 +207,55 @@ class TextPolicy(nn.Module):
             ``log_probs_BT``, ``values_BT``, ``entropies_BT``: 0 outside the mask.
         """
         places = self.places(input_ids_BS, prompt_lengths_B, action_mask_BT, groups_B)
-        logits_NV, values_N = self(
-            places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask
-        )
         rows_N, steps_N = action_mask_BT.nonzero(as_tuple=True)
-        actions_N = input_ids_BS[rows_N, prompt_lengths_B[rows_N] + steps_N]
-        if allowed_BTV is not None:
-            logits_NV = logits_NV.masked_fill(~allowed_BTV[rows_N, steps_N], -torch.inf)
+        log_probs_N, values_N, entropies_N = self.score_places(
+            places,
+            input_ids_BS[rows_N, prompt_lengths_B[rows_N] + steps_N],
+            with_entropy=with_entropy,
+            entropy_gradient=entropy_gradient,
+            allowed_NV=None if allowed_BTV is None else allowed_BTV[rows_N, steps_N],
+        )
+
+        def scatter(flat_N: Tensor) -> Tensor:
+            return flat_N.new_zeros(action_mask_BT.shape).index_put((rows_N, steps_N), flat_N)
+
+        return scatter(log_probs_N), scatter(values_N), scatter(entropies_N)
+
+    def score_places(
+        self,
+        places: Places,
+        actions_N: Tensor,
+        *,
+        with_entropy: bool = True,
+        entropy_gradient: bool = True,
+        allowed_NV: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``log_probs_N``, ``values_N`` and ``entropies_N`` of one action at each of N places, in one forward.
+
+        Where the logits of all places would be large, they are made some rows at a time (`chunked_log_probs`).
+        """
+        where = (places.input_ids, places.position_ids, places.select_N)
+        head = self.head_to_chunk() if len(actions_N) * self.vocab_size > self.most_logits else None
+        if head is not None:
+            hidden_NH, logits_0V = self.features(*where, attention_mask=places.attention_mask, with_logits=False)
+            with torch.autocast(self.device.type, enabled=False):
+                _, values_N = self.heads(hidden_NH, logits_0V)
+                log_probs_N, entropies_N = chunked_log_probs(
+                    hidden_NH,
+                    head.weight_VH,
+                    head.bias_V,
+                    actions_N,
+                    temperature=self.temperature,
+                    allowed_NV=allowed_NV,
+                    dtype=head.dtype,
+                    with_entropy=with_entropy,
+                    entropy_gradient=entropy_gradient,
+                    most_logits=self.most_logits,
+                )
+            return log_probs_N, values_N, entropies_N
+        logits_NV, values_N = self(*where, attention_mask=places.attention_mask)
+        if allowed_NV is not None:
+            logits_NV = logits_NV.masked_fill(~allowed_NV, -torch.inf)
         log_probs_NV = torch.log_softmax(logits_NV, dim=-1)
         log_probs_N = chosen(log_probs_NV, actions_N)
         if with_entropy:
@@ -212,11 +263,13 @@ class TextPolicy(nn.Module):
                 entropies_N = entropy(log_probs_NV)
         else:
             entropies_N = torch.zeros_like(values_N)
+        return log_probs_N, values_N, entropies_N
 
-        def scatter(flat_N: Tensor) -> Tensor:
-            return flat_N.new_zeros(action_mask_BT.shape).index_put((rows_N, steps_N), flat_N)
-
-        return scatter(log_probs_N), scatter(values_N), scatter(entropies_N)
+    def head_to_chunk(self) -> PlainHead | None:
+        """The language-model head, where its logits may be made some rows at a time: where they are its own alone."""
+        if self._head_is_plain is None:
+            self._head_is_plain = is_plain(self)
+        return plain_head(self) if self._head_is_plain else None
 
     def score(
         self, episodes: Trajectories, *, with_entropy: bool = True, entropy_gradient: bool = True
@@ -259,5 +312,5 @@ def chosen(log_probs_NV: Tensor, actions_N: Tensor) -> Tensor:
 
 def entropy(log_probs_NV: Tensor) -> Tensor:
     """The entropy of each row's distribution in nats, shape (N,)."""
-    # 0 * -inf of a forbidden action is 0, not NaN
-    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=torch.finfo(log_probs_NV.dtype).min)).sum(-1)
+    # 0 * -inf of a forbidden action is 0, not NaN; exp(-10,000) is 0 in every precision.
+    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=-10_000)).sum(-1)

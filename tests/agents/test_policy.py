@@ -76,6 +76,9 @@ def test_entropy_of_known_distributions():
     torch.testing.assert_close(entropy(torch.zeros(2, 8).log_softmax(-1)), torch.full((2,), 8.0).log())
     half = torch.tensor([[0.0, 0.0, float("-inf")]]).log_softmax(-1)
     torch.testing.assert_close(entropy(half), torch.tensor([2.0]).log())
+    logits = torch.tensor([[0.0, 0.0, float("-inf")]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(1000 * entropy(logits.log_softmax(-1)).sum(), logits)
+    torch.testing.assert_close(gradient, torch.zeros(1, 3), rtol=0, atol=1e-3)  # at its highest, and no NaN
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     log_probs, trusted = logits.log_softmax(-1), torch.distributions.Categorical(logits=logits)
     torch.testing.assert_close(entropy(log_probs), trusted.entropy())
