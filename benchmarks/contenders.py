@@ -7,7 +7,7 @@ is judged is not (see `benchmarks.trial`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
@@ -20,60 +20,15 @@ from agents.logged_rollouts import FromLoggedEpisodes
 from agents.policy import TextPolicy
 from agents.supervised import reference_pairs
 from benchmarks import presets
+from benchmarks.contender import CannotTakePart, Contender, Learned
+from benchmarks.contenders_sb3 import SB3PPO
+from benchmarks.contenders_trl import TRLGRPO, TRLPPO, TRLRLOO
 from benchmarks.logged import references
 from benchmarks.setups import Setup
 from benchmarks.warm_start import Start
 from benchmarks.watch import Watch
 from textgen_env import TextGenVectorEnv
 from textgen_env.lookup import did_you_mean, load_entry_point
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a contender hands back."""
-
-    policy: TextPolicy
-    tokens: int
-    """Sampled from the environment (of logged or written texts: read, once for each time)."""
-    episodes: int
-    best_of: int = 1
-    """Completions that are drawn for each answer; the reward chooses. 1: greedy decoding, no choice."""
-
-
-class CannotTakePart(ValueError):
-    """A contender has nothing to say to a task; the message says why."""
-
-
-class Contender:
-    """Base of the contenders."""
-
-    name: str
-
-    def options(self, setup: Setup) -> dict[str, Any]:
-        """The options on a task, as plain data: what the run's line holds as its preset.
-
-        Raises:
-            ValueError: there are none, or a value has no meaning.
-            TypeError: one is unknown.
-        """
-        raise NotImplementedError
-
-    def check(self, setup: Setup) -> None:
-        """Whether it can take part, with options that have a meaning (see `options`).
-
-        Raises:
-            CannotTakePart: it cannot; with the reason.
-            ImportError: a library is missing; with what to install.
-        """
-        self.options(setup)
-
-    def versions(self) -> dict[str, str]:
-        """Of the libraries it needs beyond those that all runs have."""
-        return {}
-
-    def learn(self, start: Start, watch: Watch) -> Learned:
-        """Learn, looked at by ``watch``, which is entered around the learning."""
-        raise NotImplementedError
 
 
 class Agent(Contender):
@@ -181,9 +136,6 @@ class BestOfN(Contender):
 
 def contenders() -> dict[str, Contender]:
     """All there are, by name."""
-    from benchmarks.contenders_sb3 import SB3PPO  # here: they are contenders themselves
-    from benchmarks.contenders_trl import TRLGRPO, TRLPPO, TRLRLOO
-
     baselines: list[Contender] = [SupervisedBaseline(), BestOfN()]
     peers: list[Contender] = [SB3PPO(), TRLPPO(), TRLRLOO(), TRLGRPO()]
     agents = [Agent(name) for name in presets.names() if name in ALGORITHMS]

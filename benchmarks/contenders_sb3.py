@@ -23,7 +23,7 @@ from agents.config import Schedule, check_choice, scheduled
 from agents.environments import TextVecEnv
 from agents.policy import TextPolicy
 from benchmarks import presets
-from benchmarks.contenders import CannotTakePart, Contender, Learned
+from benchmarks.contender import CannotTakePart, Contender, Learned
 from benchmarks.peers import LastToken
 from benchmarks.setups import Setup
 from benchmarks.warm_start import Start

@@ -49,7 +49,7 @@ from transformers.utils import logging
 
 from agents.policy import TextPolicy
 from benchmarks import presets
-from benchmarks.contenders import Contender, Learned
+from benchmarks.contender import Contender, Learned
 from benchmarks.contenders_sb3 import refuse_trainer
 from benchmarks.setups import Setup
 from benchmarks.warm_start import Start

@@ -22,7 +22,8 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import records
-from benchmarks.contenders import CannotTakePart, contenders, find_contender
+from benchmarks.contender import CannotTakePart
+from benchmarks.contenders import contenders, find_contender
 from benchmarks.costs import Costs
 from benchmarks.lines import append, read
 from benchmarks.setups import setup, setups

@@ -16,7 +16,8 @@ import torch
 from agents.base import TextAlgorithm
 from agents.evaluation import Sample, collector_on, evaluate, on_split
 from agents.policy import TextPolicy
-from benchmarks.contenders import Contender, Learned, find_contender
+from benchmarks.contender import Contender, Learned
+from benchmarks.contenders import find_contender
 from benchmarks.measure import circumstances, peak_memory_mb
 from benchmarks.objectives import OBJECTIVES
 from benchmarks.setups import setup
