@@ -1,4 +1,9 @@
-"""What takes part in the benchmarks is like: it learns from a start, and hands back a policy."""
+"""What a contender is.
+
+It gets a `Start`, the same for all of one task and seed, learns from at most the start's tokens (whole rollouts: the
+last one may run over), and hands back a policy. What it did with the weights is its own affair; how it is judged is
+not (see `benchmarks.trial`).
+"""
 
 from __future__ import annotations
 

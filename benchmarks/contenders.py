@@ -1,9 +1,4 @@
-"""Who takes part in the benchmarks, by name: our agents, what they must beat, and other libraries.
-
-A contender gets a `Start`, the same for all of one task and seed, learns from at most the start's tokens (whole
-rollouts: the last one may run over), and hands back a policy. What it did with the weights is its own affair; how it
-is judged is not (see `benchmarks.trial`).
-"""
+"""Who takes part in the benchmarks, by name: our agents, what they must beat, and other libraries."""
 
 from __future__ import annotations
 
