@@ -183,6 +183,25 @@ class TextMDP:
         view.reward = resolve_reward(reward)
         return view
 
+    def with_tokenizer(self, tokenizer: str | Path | PreTrainedTokenizerBase | TextTokenizer) -> TextMDP:
+        """The same rules in another tokenizer's tokens, with room for the longest prompt as it counts them.
+
+        These rules themselves where the vocabularies are the same.
+        """
+        if not isinstance(tokenizer, TextTokenizer):
+            tokenizer = TextTokenizer(tokenizer)
+        if self.tokenizer.hf.get_vocab() == tokenizer.hf.get_vocab():
+            return self
+        return TextMDP(
+            self.task,
+            self.reward,
+            tokenizer,
+            max_new_tokens=self.max_new_tokens,
+            split=self.split,
+            truncation_side=self.truncation_side,
+            allowed_tokens=self.allowed_tokens,
+        )
+
     def on_split(self, split: str) -> TextMDP:
         """The same rules, the reward included, on another split.
 

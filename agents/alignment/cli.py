@@ -252,18 +252,8 @@ def _reference(saved: Saved, agent: TextAlgorithm, rules: TextMDP, settings: Rep
 
 def _side(source: str, model: Side, settings: ReportSettings) -> Side:
     """Another model on the same prompts, with its own tokenizer."""
-    saved, rules = open_saved(source), model.mdp
-    own = TextMDP(
-        rules.task,
-        rules.reward,
-        saved.tokenizer,
-        max_new_tokens=rules.max_new_tokens,
-        split=rules.split,
-        truncation_side=rules.truncation_side,
-        allowed_tokens=rules.allowed_tokens,
-    )
-    if own.tokenizer.hf.get_vocab() == rules.tokenizer.hf.get_vocab():
-        own = rules
+    saved = open_saved(source)
+    own = model.mdp.with_tokenizer(saved.tokenizer)
     return Side(source, load_saved(saved, own, device=settings.device).policy, own)
 
 

@@ -52,7 +52,7 @@ def share_tokenizer(
         if tokenizer is None:
             texts = [text for mdp in mdps.values() for text in mdp.task.texts("train")]
             tokenizer = TextTokenizer(train_tokenizer(texts, vocab_size or VOCAB_SIZE))
-        found = {name: _speaking(mdp, tokenizer) for name, mdp in mdps.items()}
+        found = {name: mdp.with_tokenizer(tokenizer) for name, mdp in mdps.items()}
     if not mark:
         _check_distinct(mdps)
     return found
@@ -64,20 +64,6 @@ def shared_words(mdps: Mapping[str, TextMDP], mark: bool = False) -> dict[str, T
     words = [word for mdp in mdps.values() for word in mdp.task.vocabulary or ()]
     tokenizer = TextTokenizer(word_tokenizer(dict.fromkeys([*marks, *words])))
     return {name: InSharedWords(mdp, tokenizer, _MARK.format(name) if mark else None) for name, mdp in mdps.items()}
-
-
-def _speaking(mdp: TextMDP, tokenizer: TextTokenizer) -> TextMDP:
-    if mdp.tokenizer.hf.get_vocab() == tokenizer.hf.get_vocab():
-        return mdp
-    return TextMDP(
-        mdp.task,
-        mdp.reward,
-        tokenizer,
-        max_new_tokens=mdp.max_new_tokens,
-        split=mdp.split,
-        truncation_side=mdp.truncation_side,
-        allowed_tokens=mdp.allowed_tokens,
-    )
 
 
 def _check_distinct(mdps: Mapping[str, TextMDP]) -> None:

@@ -125,3 +125,32 @@ def test_the_last_answer_is_not_what_a_dense_reward_pays():
     completion = mdp.oracle_completion(2)
     assert mdp.score([completion]).totals.tolist() == pytest.approx([18.4])
     assert mdp.returns([completion]).tolist() == pytest.approx([0.9])
+
+
+# The same rules, but for one thing
+
+
+def test_another_reward_shares_the_encoded_prompts():
+    mdp = TextMDP(TASK)
+    other = mdp.with_reward(token_values)
+    assert (other.reward.function, mdp.reward.function) == (token_values, words)
+    assert other.prompt_ids(0) is mdp.prompt_ids(0)
+
+
+def test_another_split_keeps_reward_tokenizer_and_room():
+    mdp = TextMDP(TASK, token_values, max_prompt_tokens=5)
+    held_out = mdp.on_split("test")
+    assert [prompt.text for prompt in held_out.prompts] == ["c b"]
+    assert (held_out.reward, held_out.tokenizer, held_out.max_prompt_tokens) == (mdp.reward, mdp.tokenizer, 5)
+    assert held_out.prompt_ids(0).tolist() == [C, B]
+    assert mdp.prompt_ids(0).tolist() == [A, B]
+    with pytest.raises(ValueError, match="tset"):
+        mdp.on_split("tset")
+
+
+def test_another_tokenizer_counts_anew():
+    mdp = TextMDP(PLAIN, words, word_tokenizer(("a", "b", "c")), max_new_tokens=4, truncation_side="right")
+    assert mdp.with_tokenizer(mdp.tokenizer) is mdp
+    spelt = mdp.with_tokenizer(word_tokenizer(("c", "b", "a")))
+    assert spelt.prompt_ids(0).tolist() == [C, B]
+    assert (spelt.max_new_tokens, spelt.truncation_side, spelt.reward) == (4, "right", mdp.reward)
