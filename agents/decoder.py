@@ -107,33 +107,41 @@ class Decoder:
             prompts: M int64 tensors of shape (P_i,), P_i >= 1.
         """
         device = self.policy.device
-        first: dict[bytes, int] = {}
-        unique: list[int] = []
-        source: list[int] = []
-        for index, prompt in enumerate(prompts):
-            key = prompt.numpy().tobytes()
-            if key not in first:
-                first[key] = len(unique)
-                unique.append(index)
-            source.append(first[key])
-        context = max(len(prompt) for prompt in prompts) - 1  # the last token is fed by the next step
-        if context:
-            ids = torch.zeros((len(unique), context), dtype=torch.long)
-            for at, index in enumerate(unique):
-                ids[at, : len(prompts[index]) - 1] = prompts[index][:-1]
-            slots = torch.tensor([rows[index] for index in unique], device=device)
-            self.cache.prefill(slots, context)
-            positions = torch.arange(context, device=device).expand(len(unique), -1)
-            self.policy(ids.to(device), positions, torch.zeros(0, dtype=torch.long, device=device), cache=self.cache)
-            copies = [(rows[unique[at]], row) for row, at in zip(rows, source, strict=True) if rows[unique[at]] != row]
-            if copies:
-                sources, targets = torch.tensor(copies, device=device).T
-                self.cache.copy_slots(sources, targets, context)
+        first: dict[bytes, int] = {}  # prompt -> the row that reads it
+        contexts: list[tuple[int, Tensor]] = []
+        copies: list[tuple[int, int]] = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            source = first.setdefault(prompt.numpy().tobytes(), row)
+            if len(prompt) == 1:  # the last token is fed by the next step
+                continue
+            if source == row:
+                contexts.append((row, prompt[:-1]))
+            else:
+                copies.append((source, row))
+        for width, group in self._prefills(contexts):
+            self._prefill(width, group)
+        if copies:
+            sources, targets = torch.tensor(copies, device=device).T
+            self.cache.copy_slots(sources, targets, max(len(context) for _, context in contexts))
         where = torch.tensor(rows, device=device)
         self._last_tokens[where] = torch.stack([prompt[-1] for prompt in prompts]).to(device)
         self._host_positions[list(rows)] = [len(prompt) - 1 for prompt in prompts]
         self._positions[where] = torch.from_numpy(self._host_positions[list(rows)]).to(device)
         self.num_rows = max(self.num_rows, max(rows) + 1)
+
+    def _prefills(self, contexts: list[tuple[int, Tensor]]) -> Iterator[tuple[int, list[tuple[int, Tensor]]]]:
+        """What is read in one forward: its width, and the rows with their tokens. All at once, by default."""
+        if contexts:
+            yield max(len(context) for _, context in contexts), contexts
+
+    def _prefill(self, width: int, group: list[tuple[int, Tensor]]) -> None:
+        device = self.policy.device
+        ids = torch.zeros((len(group), width), dtype=torch.long)
+        for at, (_, context) in enumerate(group):
+            ids[at, : len(context)] = context
+        self.cache.prefill(torch.tensor([row for row, _ in group], device=device), width)
+        positions = torch.arange(width, device=device).expand(len(group), -1)
+        self.policy(ids.to(device), positions, torch.zeros(0, dtype=torch.long, device=device), cache=self.cache)
 
     @torch.no_grad()
     def step(self, allowed_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:

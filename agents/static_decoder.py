@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from agents.decoder import Acted, Choice, Decoder, invert_cumulative
 from agents.policy import TextPolicy, chosen
 
 _SHORTEST_SPAN = 64
+_SHORTEST_PREFILL = 16
 
 
 class StaticDecoder(Decoder):
@@ -107,6 +108,14 @@ class StaticDecoder(Decoder):
     def drop(self, row: int) -> None:
         """Stop a row."""
         self._running[row] = False
+
+    def _prefills(self, contexts: list[tuple[int, Tensor]]) -> Iterator[tuple[int, list[tuple[int, Tensor]]]]:
+        """Contexts of like lengths together, padded to a power of two: less is wasted, and few shapes occur."""
+        buckets: dict[int, list[tuple[int, Tensor]]] = {}
+        for row, context in contexts:
+            width = max(_SHORTEST_PREFILL, 1 << (len(context) - 1).bit_length())
+            buckets.setdefault(min(width, self.cache.capacity), []).append((row, context))
+        yield from buckets.items()
 
     def _span(self) -> int:
         """Columns to read: those of the longest running row, rounded up so that few shapes occur."""

@@ -46,6 +46,7 @@ def play(decoder, prompts, steps):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_says_what_the_packed_decoder_says(family, device, monkeypatch):
     monkeypatch.setattr(agents.static_decoder, "_SHORTEST_SPAN", 4)  # several spans in a few tokens
+    monkeypatch.setattr(agents.static_decoder, "_SHORTEST_PREFILL", 2)
     policy = make_policy(family, torch.float64 if device == "cpu" else torch.float32).to(device)
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, VOCAB, (length,), generator=generator) for length in (7, 1, 4, 3)]
@@ -57,6 +58,21 @@ def test_it_says_what_the_packed_decoder_says(family, device, monkeypatch):
         torch.testing.assert_close(first.log_probs_N, second.log_probs_N[:rows], rtol=0, atol=1e-4)
         torch.testing.assert_close(first.values_N, second.values_N[:rows], rtol=0, atol=1e-4)
     assert len({key[0] for key in static._token_steps}) > 1
+
+
+def test_prompts_of_like_lengths_are_read_together():
+    read = []
+    decoder = StaticDecoder(make_policy(), 8, 40)
+    decoder.clear()
+    prefill = decoder._prefill
+    decoder._prefill = lambda width, group: read.append((width, [row for row, _ in group])) or prefill(width, group)
+    lengths = (1, 2, 17, 18, 5, 36)  # a token less is read: the last is fed by the first step
+    prompts = [torch.full((length,), 2 + at) for at, length in enumerate(lengths)]
+    decoder.start(list(range(8)), [*prompts, prompts[2].clone(), prompts[0].clone()])
+    assert read == [(16, [1, 2, 4]), (32, [3]), (40, [5])]  # at most the capacity, and each prompt once
+    logits, _ = decoder.step()
+    torch.testing.assert_close(logits[2], logits[6])
+    torch.testing.assert_close(logits[0], logits[7])
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 16])
