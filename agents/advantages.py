@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.distributed import ALONE, World
+
 
 def gae(
     rewards_BT: Tensor,
@@ -81,33 +83,33 @@ def group_relative(returns_B: Tensor, groups_B: Tensor, *, scale: bool = True, e
     return centred_B / (std_R[row_B] + eps)
 
 
-def whiten(values_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the mask; 0 outside it.
+def whiten(values_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8, world: World = ALONE) -> Tensor:
+    """Shift and scale to mean 0 and variance 1 over the mask, that of all of ``world``'s ranks; 0 outside it.
 
     A single masked entry, or all entries alike, become 0.
     """
-    mean = masked_mean(values_BT, mask_BT)
-    variance = masked_mean((values_BT - mean) ** 2, mask_BT)
+    mean = masked_mean(values_BT, mask_BT, world=world)
+    variance = masked_mean((values_BT - mean) ** 2, mask_BT, world=world)
     return (values_BT - mean) * torch.rsqrt(variance + eps) * mask_BT
 
 
-def masked_mean(values_BT: Tensor, mask_BT: Tensor, *, count: int | None = None) -> Tensor:
-    """The mean over the mask, a scalar.
+def masked_mean(values_BT: Tensor, mask_BT: Tensor, *, count: int | None = None, world: World = ALONE) -> Tensor:
+    """The mean over the mask, a scalar; with a ``world`` over all its ranks' masks, without gradient.
 
     ``count`` replaces the number of masked entries as the divisor: a micro-batch divides by the count of its
     whole minibatch, so that the micro-batches' sum is the minibatch's mean.
     """
-    total = torch.where(mask_BT, values_BT, torch.zeros_like(values_BT)).sum()
-    return total / (mask_BT.sum() if count is None else count)
+    total = world.sum(torch.where(mask_BT, values_BT, torch.zeros_like(values_BT)).sum())
+    return total / (world.sum(mask_BT.sum()) if count is None else count)
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
-    """``1 − Var[R − V] / Var[R]`` over the mask: 1 is a perfect critic, 0 one that is no better than a constant.
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, world: World = ALONE) -> float:
+    """``1 − Var[R − V] / Var[R]`` over the masks of all ranks: 1 is a perfect critic, 0 one that is no better than a constant.
 
     NaN where the returns do not vary.
     """
-    returns = returns_BT[mask_BT]
+    returns = world.concat(returns_BT[mask_BT])
     variance = returns.var(correction=0)
     if variance == 0:
         return float("nan")
-    return float(1 - (returns - values_BT[mask_BT]).var(correction=0) / variance)
+    return float(1 - (returns - world.concat(values_BT[mask_BT])).var(correction=0) / variance)

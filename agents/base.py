@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,14 +12,17 @@ from typing import Any, ClassVar
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, update_learning_rate
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agents.config import AlgorithmConfig, make_config, scheduled
+from agents.distributed import World, WorldError, join
 from agents.environments import TextVecEnv, as_vector_env, restore_reward
 from agents.generation import generate
 from agents.invariants import check_first_rollout
+from agents.micro_batches import MicroBatches
 from agents.model_source import (
     ModelSource,
     blueprint,
@@ -42,6 +46,9 @@ class TextAlgorithm(BaseAlgorithm):
 
     A subclass names its ``config_class`` and writes ``train(trajectories)``.
 
+    Under ``torchrun`` every process makes the agent, which finds its `World`: ``learn``, ``save`` and ``load`` are
+    then called by all of them (see docs/distributed.md).
+
     Args:
         policy: the language model: a hub name, a local folder, a transformers config or a model object.
         env: a registered id, or any text environment (see `as_vector_env`).
@@ -55,11 +62,17 @@ class TextAlgorithm(BaseAlgorithm):
     """
 
     config_class: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
+    distributes: ClassVar[bool] = True
+    """Whether several processes can learn together."""
     config: AlgorithmConfig
     policy: TextPolicy  # type: ignore[assignment]
     learning_rate: float
     reference: TextPolicy | None
     collector: Collector
+    micro_batches: MicroBatches
+    """What goes through the policy at once."""
+    world: World
+    """The processes that learn together, this one among them."""
 
     def __init__(
         self,
@@ -76,6 +89,7 @@ class TextAlgorithm(BaseAlgorithm):
         **overrides: Any,
     ) -> None:
         self.config = make_config(self.config_class, config, overrides)
+        self.world = join(device)  # before the device is chosen: each rank has its own
         named = isinstance(policy, (str, Path))
         if env is not None:
             tokenizer = tokenizer_beside(policy) if named and isinstance(env, str) else None
@@ -94,8 +108,7 @@ class TextAlgorithm(BaseAlgorithm):
         self._iteration = 0
         self._source: Any = policy
         self._blueprint: dict[str, Any] | None = None
-        self._sampler_state: Any = None
-        self._reward_state: dict[str, Any] = {}
+        self._rank_states: list[dict[str, Any]] = []  # of a saved agent, until a collector goes on from them
         mdp = self._mdp
         self.tokenizer = None if mdp is None else mdp.tokenizer
         self.max_new_tokens = 64 if mdp is None else mdp.max_new_tokens
@@ -131,6 +144,7 @@ class TextAlgorithm(BaseAlgorithm):
             lr=self.learning_rate,
             eps=self.config.adam_eps,
         )
+        self.micro_batches = MicroBatches(self.policy, self.config)
         self.reference = self._make_reference()
         if self.env is not None:
             self._setup_collector()
@@ -147,11 +161,18 @@ class TextAlgorithm(BaseAlgorithm):
 
     def _setup_collector(self) -> None:
         self.collector = self._make_collector()
-        if self._sampler_state is not None:
-            self.collector.load_state(self._sampler_state)
-        if self._reward_state and self._mdp is not None:
-            restore_reward(self._mdp.reward, self._reward_state)
-            self._reward_state = {}  # once: the reward goes on learning
+        if self._rank_states and len(self._rank_states) != self.world.size:
+            warnings.warn(
+                f"the agent was saved by {len(self._rank_states)} processes and goes on in {self.world}: prompts and "
+                "sampling are drawn afresh",
+                stacklevel=2,
+            )
+        elif self._rank_states:
+            own = self._rank_states[self.world.rank]
+            self.collector.load_state(own["sampler"])
+            if own["reward"] and self._mdp is not None:
+                restore_reward(self._mdp.reward, own["reward"])
+                own["reward"] = {}  # once: the reward goes on learning
 
     def _make_collector(self) -> Collector:
         vector_env = self.env.vector_env  # type: ignore[union-attr]
@@ -162,7 +183,7 @@ class TextAlgorithm(BaseAlgorithm):
                 autoreset_mode=vector_env.autoreset_mode,
                 defer_scoring=not vector_env.mdp.is_dense,
             )
-        return Collector(vector_env, self.policy, seed=self.seed)
+        return Collector(vector_env, self.policy, seed=self.world.seed(self.seed))
 
     def _make_reference(self) -> TextPolicy | None:
         """A frozen copy of the policy as it stands now; algorithms without a KL penalty return None."""
@@ -193,7 +214,7 @@ class TextAlgorithm(BaseAlgorithm):
         """Restart the agent's own generators. Unlike SB3's, no global one."""
         self.seed = seed
         if self.env is not None:
-            self._sampler_state = None
+            self._rank_states = []
             self._setup_collector()
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -201,15 +222,37 @@ class TextAlgorithm(BaseAlgorithm):
         return (names if self.reference is None else [*names, "reference"]), []
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "collector", "reference", "_own_generator"]
+        return [*super()._excluded_save_params(), "collector", "micro_batches", "reference", "world", "_own_generator"]
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write everything a later `load` needs to go on: weights, optimiser, reference, options, generators."""
+        """Write everything a later `load` needs to go on: weights, optimiser, reference, options, generators.
+
+        All ranks call it, rank 0 writes.
+        """
         if self.env is not None:
-            self._sampler_state = self.collector.state()
-            self._reward_state = {} if self._mdp is None else self._mdp.reward.state()
-        super().save(path, exclude, include)
-        self._reward_state = {}
+            self._rank_states = self.world.gather(self._own_state())
+        self.world.on_main(lambda: super(TextAlgorithm, self).save(path, exclude, include))
+        # What else they hold lives on in this agent.
+        self._rank_states = [{"sampler": state["sampler"], "reward": {}} for state in self._rank_states]
+
+    def _own_state(self) -> dict[str, Any]:
+        """What each rank has for itself: generators, the prompts that wait, what its reward adapted, its replay."""
+        state = {"sampler": self.collector.state(), "reward": {} if self._mdp is None else self._mdp.reward.state()}
+        if not self.world.is_main:  # rank 0's are saved as torch's are
+            state["buffers"] = {name: getattr(self, name).state_dict() for name in self._buffers()}
+        return state
+
+    def _buffers(self) -> list[str]:
+        """What is saved with the weights and is none: a replay."""
+        names, _ = self._get_torch_save_params()
+        return [name for name in names if "." not in name and not isinstance(getattr(self, name), nn.Module)]
+
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """As SB3's; a rank's replay is its own."""
+        super().set_parameters(*args, **kwargs)
+        if len(self._rank_states) == self.world.size and not self.world.is_main:
+            for name, state in self._rank_states[self.world.rank].get("buffers", {}).items():
+                getattr(self, name).load_state_dict(state)
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback, progress_bar=False)
@@ -294,6 +337,7 @@ class TextAlgorithm(BaseAlgorithm):
         """
         if self.env is None:
             raise RuntimeError("the agent has no environment to learn in: load it with env=, or call set_env")
+        self._begin_together()
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
@@ -306,17 +350,21 @@ class TextAlgorithm(BaseAlgorithm):
             if trajectories is None:
                 break
             collected = time.perf_counter()
-            if self._iteration == 0 and self.config.check_invariants:
+            first = self._iteration == 0 and self.config.check_invariants
+            if first:
                 self._check_first_rollout(trajectories)
             self._update_learning_rate(self.policy.optimizer)
-            for name, value in rollout_metrics(trajectories).items():
+            for name, value in rollout_metrics(trajectories, self.world).items():
                 self.logger.record(name, value)
             self.train(trajectories)
+            if first:
+                self.world.check_same(self.policy)
             self._iteration += 1
             finished = time.perf_counter()
             self.logger.record("time/rollout_seconds", collected - started)
             self.logger.record("time/update_seconds", finished - collected)
-            self.logger.record("time/tokens_per_second", trajectories.num_tokens / (finished - started))
+            tokens = self.world.sum(trajectories.num_tokens)
+            self.logger.record("time/tokens_per_second", tokens / (finished - started))
             if self._iteration % log_interval == 0:
                 assert self.ep_info_buffer is not None
                 self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
@@ -324,12 +372,25 @@ class TextAlgorithm(BaseAlgorithm):
                 self.logger.record("time/iterations", self._iteration)
                 self.logger.record("time/episodes", self._episode_num)
                 self.logger.record("num_tokens", self.num_timesteps)
+                self.logger.name_to_value.update(self.world.mean_where_known(self.logger.name_to_value))
                 self.logger.dump(self.num_timesteps)
         callback.on_training_end()
         return self
 
+    def _begin_together(self) -> None:
+        """All ranks start from rank 0's weights; the others are silent."""
+        if self.world.size > 1 and not self.distributes:
+            raise WorldError(f"{type(self).__name__} learns in one process: start it without torchrun")
+        names, _ = self._get_torch_save_params()
+        for name in names:
+            value = getattr(self, name, None)  # a dotted name is an optimiser's: ranks step alike, theirs are alike
+            if isinstance(value, nn.Module):
+                self.world.broadcast(value)
+        if not self.world.is_main:
+            self.set_logger(Logger(None, []))
+
     def collect_rollouts(self, callback: BaseCallback) -> Trajectories | None:
-        """Play the episodes of one update; None when a callback asked to stop."""
+        """Play the episodes of one update; None when a callback asked to stop, on whichever rank."""
         callback.on_rollout_start()
 
         def on_step(step: dict[str, Any]) -> bool:
@@ -344,7 +405,8 @@ class TextAlgorithm(BaseAlgorithm):
             act=self._action_rule(count),
             on_step=on_step,
         )
-        if trajectories is None:
+        # The ranks play on at their own pace: one that stops waits here until the others have played to the end.
+        if self.world.any(trajectories is None) or trajectories is None:
             return None
         self._note_episodes(trajectories)
         callback.update_locals({"trajectories": trajectories})
@@ -355,11 +417,13 @@ class TextAlgorithm(BaseAlgorithm):
         check_first_rollout(self.policy, trajectories, self.reference if self._reference_is_copy else None)
 
     def _note_episodes(self, trajectories: Trajectories) -> None:
-        """Count the episodes, for SB3's statistics."""
-        self._episode_num += len(trajectories)
+        """Count the episodes of all ranks, for SB3's statistics, and the tokens of the others."""
+        self.num_timesteps += self.world.sum(trajectories.num_tokens) - trajectories.num_tokens
         assert self.ep_info_buffer is not None
         seconds = (time.time_ns() - self.start_time) / 1e9
-        lengths, returns = trajectories.lengths_B.tolist(), trajectories.returns_B.tolist()
+        lengths = self.world.concat(trajectories.lengths_B).tolist()
+        returns = self.world.concat(trajectories.returns_B).tolist()
+        self._episode_num += len(lengths)
         self.ep_info_buffer.extend(
             {"r": score, "l": length, "t": seconds} for score, length in zip(returns, lengths, strict=True)
         )
@@ -379,10 +443,13 @@ class TextAlgorithm(BaseAlgorithm):
         """``log_probs_BT`` and ``values_BT`` of the episodes' actions under ``policy``, by full forwards."""
         log_probs_BT = torch.zeros_like(trajectories.log_probs_BT)
         values_BT = torch.zeros_like(trajectories.values_BT)
-        for rows, part in trajectories.micro_batches(self.config.micro_batch_tokens):
+
+        def score(rows: Tensor, part: Trajectories) -> None:
             scored, values, _ = policy.score(part, with_entropy=False)
             log_probs_BT[rows, : scored.shape[1]] = scored
             values_BT[rows, : scored.shape[1]] = values
+
+        self.micro_batches.each(trajectories, score)
         return log_probs_BT, values_BT
 
     def _update_learning_rate(self, optimizers: torch.optim.Optimizer) -> None:  # type: ignore[override]
@@ -394,7 +461,8 @@ class TextAlgorithm(BaseAlgorithm):
         update_learning_rate(optimizers, rate)
 
     def optimiser_step(self) -> float:
-        """Clip the accumulated gradients and step; returns their norm before clipping."""
+        """Sum the accumulated gradients over the ranks, clip and step; returns their norm before clipping."""
+        self.world.sum_gradients(self.policy.parameters())
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,6 @@ from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, option
 from agents.logged import reference_episodes
 from agents.logged_rollouts import FromLoggedEpisodes
-from agents.policy import TextPolicy
 from agents.trajectories import Trajectories
 
 
@@ -42,7 +40,7 @@ class Cloning(TextAlgorithm):
         steps: list[dict[str, float]] = []
         for _epoch in range(self.config.epochs):
             for rows in episodes.minibatches(self.config.minibatches, self.collector.shuffle):
-                if len(rows):  # fewer prompts than minibatches
+                if not self.world.any(not len(rows)):  # fewer prompts than minibatches, on this rank or another
                     stats = self.accumulate_gradients(episodes.select(rows))
                     steps.append({**stats, "policy/grad_norm": self.optimiser_step()})
         for name in steps[0] if steps else ():
@@ -51,24 +49,24 @@ class Cloning(TextAlgorithm):
 
     def accumulate_gradients(self, episodes: Trajectories) -> dict[str, float]:
         """Add the gradients of one minibatch, in micro-batches; the sum does not depend on how it is split."""
-        return likelihood_gradients(self.policy, episodes, self.config.micro_batch_tokens)
+        return likelihood_gradients(self, episodes)
 
 
-def likelihood_gradients(policy: TextPolicy, episodes: Trajectories, micro_batch_tokens: int) -> dict[str, float]:
-    """Add the gradients of ``−E[log π(a)]`` over the actions of some episodes.
+def likelihood_gradients(agent: TextAlgorithm, episodes: Trajectories) -> dict[str, float]:
+    """Add the gradients of ``−E[log π(a)]`` over the actions of some episodes of every rank, in micro-batches.
 
     Returns:
         The loss and the mean entropy, in nats a token.
     """
-    count = episodes.num_tokens
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=policy.device))
-    for _rows, part in episodes.micro_batches(micro_batch_tokens):
-        log_probs_BT, _, entropies_BT = policy.score(part, entropy_gradient=False)
-        loss = -masked_mean(log_probs_BT, part.action_mask_BT, count=count)
-        loss.backward()
-        sums["loss/policy"] += loss.detach()
-        sums["entropy"] += masked_mean(entropies_BT, part.action_mask_BT, count=count)
-    return {name: float(value) for name, value in sums.items()}
+    count = agent.world.sum(episodes.num_tokens)
+
+    def loss(_rows: Tensor, part: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+        log_probs_BT, _, entropies_BT = agent.policy.score(part, entropy_gradient=False)
+        negative = -masked_mean(log_probs_BT, part.action_mask_BT, count=count)
+        entropy = masked_mean(entropies_BT, part.action_mask_BT, count=count)
+        return negative, {"loss/policy": negative, "entropy": entropy}
+
+    return agent.world.sums(agent.micro_batches.accumulate(episodes, loss))
 
 
 class Supervised(FromLoggedEpisodes, Cloning):
@@ -120,12 +118,12 @@ class ExpertIteration(Cloning):
     config: ExpertIterationConfig
 
     def train(self, trajectories: Trajectories) -> None:
-        """Imitate what was better than the rest; nothing where all were alike."""
+        """Imitate what was better than the rest; nothing where all were alike, on this rank or another."""
         alone = self.config.samples_per_prompt == 1
         groups_B = torch.zeros_like(trajectories.prompt_groups_B) if alone else trajectories.prompt_groups_B
         kept = best_of_groups(trajectories.returns_B, groups_B, self.config.keep_fraction).nonzero().squeeze(-1)
         self.logger.record("policy/imitated_episodes", len(kept))
-        if len(kept):
+        if not self.world.any(not len(kept)):
             self.imitate(trajectories.select(kept))
 
 

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from agents.advantages import masked_mean
+from agents.distributed import ALONE, World
 
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 
@@ -55,17 +56,18 @@ def penalised_rewards(
     return (rewards_BT - coef_per_sequence * ESTIMATORS[estimator](log_ratio_BT.detach())) * mask_BT
 
 
-def kl_metrics(log_ratio_BT: Tensor, mask_BT: Tensor) -> dict[str, float]:
+def kl_metrics(log_ratio_BT: Tensor, mask_BT: Tensor, *, world: World = ALONE) -> dict[str, float]:
     """What is logged of a rollout's KL, nats a completion and nats a token.
 
     Args:
         log_ratio_BT: log π − log π_ref of the actions, drawn from π; 0 outside the mask.
         mask_BT: True where an action was taken.
+        world: over whose ranks' actions.
     """
     return {
-        "kl/per_sequence": float(log_ratio_BT.sum(-1).mean()),
-        "kl/per_token": float(masked_mean(log_ratio_BT, mask_BT)),
-        "kl/k3_per_token": float(masked_mean(k3(log_ratio_BT), mask_BT)),
+        "kl/per_sequence": float(world.concat(log_ratio_BT.sum(-1)).mean()),
+        "kl/per_token": float(masked_mean(log_ratio_BT, mask_BT, world=world)),
+        "kl/k3_per_token": float(masked_mean(k3(log_ratio_BT), mask_BT, world=world)),
     }
 
 

@@ -63,7 +63,7 @@ class FromLoggedEpisodes(TextAlgorithm):
         self.num_timesteps += drawn.num_tokens
         self._note_episodes(drawn)
         callback.update_locals({"trajectories": drawn, "infos": drawn.infos, "dones": np.ones(count, dtype=np.bool_)})
-        if not callback.on_step():
+        if self.world.any(not callback.on_step()):
             return None
         callback.on_rollout_end()
         return drawn

@@ -5,7 +5,6 @@ An algorithm says how advantages are estimated, what its policy loss is, and how
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -123,10 +122,10 @@ class PolicyGradient(TextAlgorithm):
         if log_ratio_BT is not None:
             self._log_and_steer_kl(log_ratio_BT, mask_BT)
         if self.config.whiten_rewards:
-            rewards_BT = to_unit_variance(rewards_BT, mask_BT)
+            rewards_BT = to_unit_variance(rewards_BT, mask_BT, world=self.world)
         advantages_BT, returns_BT = self.estimate_advantages(trajectories, rewards_BT)
         if self.config.whiten_advantages:
-            advantages_BT = whiten(advantages_BT, mask_BT)
+            advantages_BT = whiten(advantages_BT, mask_BT, world=self.world)
         return Batch(trajectories, advantages_BT, returns_BT, reference_BT if self.config.kl_in == "loss" else None)
 
     def learner_rewards(self, trajectories: Trajectories, log_ratio_BT: Tensor | None) -> Tensor:
@@ -143,27 +142,27 @@ class PolicyGradient(TextAlgorithm):
         return penalised_rewards(rewards_BT, log_ratio_BT, coef, trajectories.action_mask_BT, estimator)
 
     def _log_and_steer_kl(self, log_ratio_BT: Tensor, mask_BT: Tensor) -> None:
-        metrics = kl_metrics(log_ratio_BT, mask_BT)
+        metrics = kl_metrics(log_ratio_BT, mask_BT, world=self.world)
         for name, value in metrics.items():
             self.logger.record(name, value)
         self.logger.record("kl/coef_per_sequence", self.kl_controller.coef)
-        self.kl_controller.update(metrics["kl/per_sequence"], len(mask_BT))
+        self.kl_controller.update(metrics["kl/per_sequence"], self.world.sum(len(mask_BT)))
 
     def accumulate_gradients(self, batch: Batch, rows: Tensor) -> dict[str, float]:
         """Add the gradients of some episodes, in micro-batches; the sum does not depend on how it is split.
 
+        The loss is divided by the actions of all ranks: what is left to do is a sum (`TextAlgorithm.optimiser_step`).
+
         Returns:
-            Means over the episodes' actions, under the names of the log.
+            Means over all ranks' actions, under the names of the log.
         """
         minibatch = batch.trajectories.select(rows)
-        count = minibatch.num_tokens
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.policy.device))
-        for micro_rows, episodes in minibatch.micro_batches(self.config.micro_batch_tokens):
-            loss, stats = self._loss(batch, rows[micro_rows], episodes, count)
-            loss.backward()
-            for name, value in stats.items():
-                sums[name] += value.detach()
-        return {name: float(value) for name, value in sums.items()}
+        count = self.world.sum(minibatch.num_tokens)
+
+        def loss(micro_rows: Tensor, episodes: Trajectories) -> tuple[Tensor, Mapping[str, Tensor]]:
+            return self._loss(batch, rows[micro_rows], episodes, count)
+
+        return self.world.sums(self.micro_batches.accumulate(minibatch, loss))
 
     def _loss(
         self, batch: Batch, rows: Tensor, episodes: Trajectories, count: int
@@ -206,7 +205,9 @@ class PolicyGradient(TextAlgorithm):
         self.logger.record("policy/optimiser_steps", len(steps))
         if batch.returns_BT is not None:
             episodes = batch.trajectories
-            variance = explained_variance(episodes.values_BT, batch.returns_BT, episodes.action_mask_BT)
+            variance = explained_variance(
+                episodes.values_BT, batch.returns_BT, episodes.action_mask_BT, world=self.world
+            )
             self.logger.record("explained_variance", variance)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,14 +68,13 @@ class QLearner(TextAlgorithm):
         raise NotImplementedError
 
     def update(self, batch: Trajectories) -> dict[str, float]:
-        """One gradient step on some episodes, in micro-batches, and one of the slow copy."""
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.policy.device))
-        for _rows, part in batch.micro_batches(self.config.micro_batch_tokens):
-            loss, parts = self.losses(part.to(self.policy.device), batch.num_tokens)
-            loss.backward()
-            for name, part_sum in parts.items():
-                sums[name] += part_sum.detach()
-        stats = {name: float(value) for name, value in sums.items()}
+        """One gradient step on some episodes of every rank, in micro-batches, and one of the slow copy."""
+        count = self.world.sum(batch.num_tokens)
+
+        def loss(_rows: Tensor, part: Trajectories) -> tuple[Tensor, dict[str, Tensor]]:
+            return self.losses(part.to(self.policy.device), count)
+
+        stats = self.world.sums(self.micro_batches.accumulate(batch, loss))
         stats["policy/grad_norm"] = self.optimiser_step()
         self.policy.update_target(self.config.target_tau)
         return stats

@@ -91,7 +91,7 @@ class REINFORCE(PolicyGradient):
             return leave_one_out(returns_B, trajectories.prompt_groups_B)
         if kind == "self_critical":
             return self._greedy_returns(trajectories)
-        mean = returns_B.mean()
+        mean = self.world.concat(returns_B).mean()
         if kind == "moving_average":
             before = float(mean) if self.moving_average is None else self.moving_average
             decay = self.config.moving_average_decay
@@ -111,5 +111,5 @@ class REINFORCE(PolicyGradient):
         prompts: list[Any] = [info.get("prompt_index") for info in trajectories.infos[::samples]]
         greedy = self.collector.collect(len(prompts), prompt_indices=prompts, greedy=True)
         assert greedy is not None  # nobody abandons it
-        self.num_timesteps += greedy.num_tokens
+        self.num_timesteps += self.world.sum(greedy.num_tokens)
         return shaped_rewards(greedy, self.config).sum(-1).repeat_interleave(samples)

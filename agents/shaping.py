@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agents.advantages import masked_mean
 from agents.config import AlgorithmConfig
+from agents.distributed import ALONE, World
 from agents.trajectories import Trajectories
 
 
@@ -29,13 +30,13 @@ def shaped_rewards(trajectories: Trajectories, config: AlgorithmConfig) -> Tenso
     return rewards_BT
 
 
-def to_unit_variance(rewards_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """Rewards divided by their standard deviation over the mask.
+def to_unit_variance(rewards_BT: Tensor, mask_BT: Tensor, *, eps: float = 1e-8, world: World = ALONE) -> Tensor:
+    """Rewards divided by their standard deviation over the mask, that of all of ``world``'s ranks.
 
     As the reward whitening of lm-human-preferences, but for the mean: putting it back a token, as there, would pay
     for length. A constant reward cannot be scaled to unit variance and stays as it is.
     """
-    mean = masked_mean(rewards_BT, mask_BT)
-    variance = masked_mean((rewards_BT - mean) ** 2, mask_BT)
+    mean = masked_mean(rewards_BT, mask_BT, world=world)
+    variance = masked_mean((rewards_BT - mean) ** 2, mask_BT, world=world)
     constant = variance <= eps * mean**2  # all that varies is rounding
     return rewards_BT if constant else rewards_BT * torch.rsqrt(variance + eps)

@@ -65,6 +65,8 @@ def multitask(kind: type[TextAlgorithm]) -> type[MultiTask]:
 class MultiTask(PolicyGradient):
     """The part of `multitask` that all algorithms share. Stands before an algorithm among the bases of a class."""
 
+    distributes = False  # a minibatch of one rank may lack a task that another's has
+
     _own: dict[str, dict[str, Any]]
     """Task -> its part of `_OWN`."""
 
@@ -187,7 +189,7 @@ class MultiTask(PolicyGradient):
             with self.playing(task.name):
                 if task.loss == "likelihood":
                     episodes = batch.trajectories.select(own)
-                    figures = likelihood_gradients(self.policy, episodes, self.config.micro_batch_tokens)
+                    figures = likelihood_gradients(self, episodes)
                 else:
                     figures = super().accumulate_gradients(batch, own)
             gradients[task.name] = [parameter.grad for parameter in parameters]
