@@ -104,7 +104,7 @@ def masked_mean(values_BT: Tensor, mask_BT: Tensor, *, count: int | None = None,
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, world: World = ALONE) -> float:
-    """``1 − Var[R − V] / Var[R]`` over the masks of all ranks: 1 is a perfect critic, 0 one that is no better than a constant.
+    """``1 − Var[R − V] / Var[R]`` over all ranks' masks: 1 is a perfect critic, 0 one no better than a constant.
 
     NaN where the returns do not vary.
     """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.distributed import is_launched
 from agents.evaluation import Evaluation, evaluate
 from textgen_env import TextMDP
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class EvaluationCallback(BaseCallback):
-    """Evaluates on held-out prompts at the start and every so many tokens, greedy and sampled.
+    """Evaluates on held-out prompts at the start and every so many tokens, greedy and sampled; of several ranks rank 0.
 
     It runs at the end of a rollout, before the update: ``eval/reward_sampled`` and the rollout's own ``reward``
     in one log line are of the same policy. All evaluations ask the same prompts.
@@ -70,12 +71,16 @@ class EvaluationCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        assert self.model is not None
+        self.num_timesteps = self.model.num_timesteps  # with those of the other ranks, which were added only now
         if self.num_timesteps >= self._next:
             self._next = _next_multiple(self.num_timesteps, self.every)
             self._evaluate()
 
     def _evaluate(self) -> None:
         agent: Any = self.model
+        if not agent.world.is_main:
+            return
         for greedy in (False, True):
             found = evaluate(agent, self.mdp, num_prompts=self.num_prompts, greedy=greedy, seed=self.seed)
             kind = "greedy" if greedy else "sampled"
@@ -143,7 +148,9 @@ class CheckpointCallback(BaseCallback):
 class StopOnSignal(BaseCallback):
     """Ends learning at the next step on Ctrl-C or SIGTERM: in a rollout, never in the middle of an update.
 
-    A context manager: the signals are handled while it is entered. A second Ctrl-C interrupts at once.
+    A context manager: the signals are handled while it is entered. A second Ctrl-C interrupts at once. Under torchrun
+    it does not: there the first one comes twice, from the terminal and from the launcher, which gives its processes 30
+    seconds.
 
     Attributes:
         requested: whether a signal came.
@@ -168,6 +175,9 @@ class StopOnSignal(BaseCallback):
         self._previous.clear()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if is_launched():
+            self.requested = True
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -178,8 +188,11 @@ class StopOnSignal(BaseCallback):
 
 
 def save_agent(agent: TextAlgorithm, path: Path) -> None:
-    """Save an agent so that ``path`` holds, at every moment, the old checkpoint or the new one."""
-    replace_file(path, agent.save)
+    """Save an agent so that ``path`` holds, at every moment, the old checkpoint or the new one. All ranks call it."""
+    if agent.world.is_main:
+        replace_file(path, agent.save)
+    else:
+        agent.save(path)
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:

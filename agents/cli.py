@@ -23,6 +23,7 @@ from agents.base import TextAlgorithm
 from agents.config import AlgorithmConfig, make_config
 from agents.credit import credit
 from agents.credit_page import credit_lines, write_credit_page
+from agents.distributed import FailedElsewhere, WorldError, asked_size, join, leave
 from agents.document import Texts
 from agents.evaluation import evaluate, on_split
 from agents.feedback_cli import add_feedback_commands
@@ -89,8 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()  # of reading and writing weights; ours are about the run
     try:
         arguments = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+        if arguments.command is not _train and asked_size(os.environ) > 1:
+            raise WorldError("only 'textgen train' runs in several processes: start the others without a launcher")
         code: int = arguments.command(arguments)
+        leave()
         return code
+    except FailedElsewhere:  # rank 0 says at what
+        return 2
     except SystemExit as stop:  # argparse's way to end, after --help or an error it has printed
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
@@ -100,11 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InvariantError, FloatingPointError) as error:
-        print(f"textgen: the run stopped: {error}", file=sys.stderr)
+        print(f"textgen: {_rank()}the run stopped: {error}", file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError, ImportError, gym.error.Error) as error:
-        print(f"textgen: error: {error}", file=sys.stderr)
+        print(f"textgen: {_rank()}error: {error}", file=sys.stderr)
         return 2
+
+
+def _rank() -> str:
+    """Which of several processes has something to say."""
+    return f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
 
 
 # ---------------------------------------------------------------- the parser
@@ -210,6 +221,7 @@ def _train(arguments: argparse.Namespace) -> int:
         config = make_config(find_algorithm(settings.algo)[1], None, options)
     else:
         settings, config = _resumed(resume, given)
+    quiet = quiet or not join(settings.device).is_main
     result = run(
         settings,
         config,
@@ -217,6 +229,8 @@ def _train(arguments: argparse.Namespace) -> int:
         verbose=0 if quiet else 2 if verbose else 1,
         on_stage=None if quiet else lambda stage, detail: print(f"{stage:<12} {detail}", flush=True),
     )
+    if not result.agent.world.is_main:
+        return 130 if result.interrupted else 0
     if result.before:
         found = {"before": result.before, "after": result.after}
         print(f"\n{_aligned(measures_table(found))}\n")

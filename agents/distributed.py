@@ -285,9 +285,9 @@ def asked_size(environment: Mapping[str, str]) -> int:
     return 1
 
 
-def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+def is_launched() -> bool:
     """Whether a launcher started this process, be it as the only one."""
-    return "WORLD_SIZE" in environment or "ACCELERATE_MIXED_PRECISION" in environment
+    return "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -48,7 +48,7 @@ class SingleTask(Job[TextMDP]):
     def environments(self) -> tuple[TextMDP, TextMDP, TextMDP]:
         """The rules on the train split, and on the held-out ones: to watch while learning, and for the report."""
         # A tokenizer trained on the spot was saved with the run: the data may have grown since.
-        trained_before = self.resume and self.settings.model is None and self.folder.model.is_dir()
+        trained_before = self.resume and self.settings.model is None and self.world.on_main(self.folder.model.is_dir)
         train = make_mdp(self.settings, tokenizer=self.folder.model if trained_before else None)
         splits = [split for split in ("validation", "test") if train.task.splits.get(split)]
         if not splits:

@@ -100,6 +100,13 @@ class RunFolder:
             raise FileNotFoundError(f"'{self.path}' is no run folder: its {self.config.name} is not that of a run")
         return written["settings"], written["algorithm"]
 
+    def read_resolved(self) -> dict[str, Any]:
+        """What `write_config` was told that defaults turned into; empty before it was."""
+        if not self.config.is_file():
+            return {}
+        resolved: dict[str, Any] = json.loads(self.config.read_text(encoding="utf-8")).get("resolved", {})
+        return resolved
+
     def read_results(self) -> dict[str, Any]:
         """What `results` holds; empty before there are any."""
         return json.loads(self.results.read_text(encoding="utf-8")) if self.results.is_file() else {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import option
+from agents.distributed import ALONE, World
 from agents.policy import TextPolicy
 from agents.training_loop import LoopConfig, TrainingLoop
 from textgen_env import TextMDP
@@ -64,6 +65,7 @@ def supervised_fit(
     *,
     seed: int = 0,
     on_step: Callable[[int, int, float], None] | None = None,
+    world: World = ALONE,
 ) -> float:
     """Fit the policy to the references of ``mdp``'s split.
 
@@ -73,6 +75,7 @@ def supervised_fit(
         config: the options.
         seed: the order of the pairs.
         on_step: called with (step, number of steps, loss in nats a token).
+        world: the ranks that share out the pairs of each step, whose gradient is the same whatever their number.
 
     Returns:
         The mean loss of the last tenth of the steps, in nats a completion token.
@@ -86,9 +89,14 @@ def supervised_fit(
     width = policy.value_head.in_features
     loop = TrainingLoop(policy.model.parameters(), len(pairs.lengths_N), config, width=width, seed=seed)
     losses: list[float] = []
+    if loop.batch < world.size:
+        raise ValueError(f"{loop.batch} pairs a step cannot be shared out to {world.size} ranks: raise batch_size")
+    world.broadcast(policy)
     for rows in loop:
-        loss, answer_loss = pair_loss(policy, pairs, rows, config.prompt_loss_weight)
+        own = rows[world.rank :: world.size]
+        loss, answer_loss = pair_loss(policy, pairs, own, config.prompt_loss_weight, world)
         loss.backward()
+        world.sum_gradients(loop.parameters)
         loop.update()
         losses.append(answer_loss)
         if on_step is not None:
@@ -97,12 +105,12 @@ def supervised_fit(
 
 
 def pair_loss(
-    policy: TextPolicy, pairs: Pairs, rows: Sequence[int], prompt_loss_weight: float = 0.0
+    policy: TextPolicy, pairs: Pairs, rows: Sequence[int], prompt_loss_weight: float = 0.0, world: World = ALONE
 ) -> tuple[Tensor, float]:
     """Mean negative log-likelihood, in nats a token, of some pairs' completions (and, weighted, of their prompts).
 
     Returns:
-        The weighted loss, with gradients, and the completions' part of it.
+        This rank's part of the weighted loss, with gradients, and the completions' part of all ranks'.
     """
     at = torch.as_tensor(rows)
     lengths = pairs.lengths_N[at]
@@ -118,4 +126,6 @@ def pair_loss(
     nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
     is_answer_N = answer[rows_N, columns_N].to(policy.device)
     weights_N = torch.where(is_answer_N, 1.0, prompt_loss_weight)
-    return (nll_N * weights_N).sum() / weights_N.sum(), float(nll_N[is_answer_N].mean().detach())
+    answers_N = nll_N[is_answer_N].detach()
+    answer_loss = world.sum(answers_N.sum()) / world.sum(len(answers_N))
+    return (nll_N * weights_N).sum() / world.sum(weights_N.sum()), float(answer_loss)
