@@ -31,6 +31,7 @@ from agents.model_source import (
     load_model,
     tokenizer_beside,
 )
+from agents.optimiser import adam
 from agents.policy import TextPolicy
 from agents.prediction import predict
 from agents.progress_bar import TokenProgressBar
@@ -139,7 +140,7 @@ class TextAlgorithm(BaseAlgorithm):
         width = model.get_output_embeddings().weight.shape[1]
         rate = self.config.learning_rate
         self.learning_rate = 0.04 / width if rate is None else rate
-        self.policy.optimizer = torch.optim.Adam(
+        self.policy.optimizer = adam(
             [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.learning_rate,
             eps=self.config.adam_eps,
@@ -151,13 +152,7 @@ class TextAlgorithm(BaseAlgorithm):
 
     def _make_policy(self, model: PreTrainedModel, vocab_size: int) -> TextPolicy:
         """The heads that the algorithm needs on the model."""
-        return TextPolicy(
-            model,
-            vocab_size,
-            temperature=self.config.temperature,
-            precision=self.config.precision,
-            gradient_checkpointing=self.config.gradient_checkpointing,
-        )
+        return TextPolicy(model, vocab_size, **self.config.policy_options)
 
     def _setup_collector(self) -> None:
         self.collector = self._make_collector()

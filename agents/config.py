@@ -35,12 +35,17 @@ class AlgorithmConfig:
     temperature: float = option(1.0, "divides the logits, in sampling and in training alike")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
     adam_eps: float = option(1e-5, "Adam's epsilon")
-    micro_batch_tokens: int = option(
-        16_384, "most tokens (padding included) in one forward; the result does not change"
+    micro_batch_tokens: int | None = option(
+        None,
+        "most tokens (padding included) in one forward, which changes no result; none takes what the GPU's memory "
+        "holds (on a CPU 16,384), and memory that runs out halves it",
     )
     precision: Precision = option("float32", "bf16 is autocast with float32 log-softmax, values and losses")
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory for a third more time"
+    )
+    compile: bool = option(
+        False, "compile the layers of an update's forward (torch.compile): faster on a GPU, after a minute's wait"
     )
     reward_scale: float = option(1.0, "what the learner gets is the environment's reward times this")
     reward_clip: float | None = option(None, "a token's scaled reward is cut to ± this; none leaves it")
@@ -56,8 +61,9 @@ class AlgorithmConfig:
             "micro_batch_tokens",
         )
         for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
         if self.episodes_per_rollout % self.samples_per_prompt:
             raise ValueError(
                 f"episodes_per_rollout={self.episodes_per_rollout} must be a multiple of "
@@ -68,6 +74,12 @@ class AlgorithmConfig:
         if not 0 <= self.learning_rate_warmup < 1:
             raise ValueError(f"learning_rate_warmup must lie in [0, 1), got {self.learning_rate_warmup}")
         check_choice("learning_rate_schedule", self.learning_rate_schedule, Schedule)
+
+    @property
+    def policy_options(self) -> dict[str, Any]:
+        """What a `TextPolicy` is made with."""
+        names = ("temperature", "precision", "gradient_checkpointing", "compile")
+        return {name: getattr(self, name) for name in names}
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

@@ -195,9 +195,12 @@ def _play(collector: Collector, prompts: Sequence[int], samples: int, *, greedy:
 def _score(agent: TextAlgorithm, played: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
     """``log_probs_BT``, ``values_BT`` and ``entropies_BT`` of a whole rollout."""
     scored = tuple(torch.zeros_like(played.log_probs_BT) for _ in range(3))
-    for rows, part in played.micro_batches(agent.config.micro_batch_tokens):
+
+    def score(rows: Tensor, part: Trajectories) -> None:
         for whole_BT, part_BT in zip(scored, agent.policy.score(part), strict=True):
             whole_BT[rows, : part_BT.shape[1]] = part_BT
+
+    agent.micro_batches.each(played, score)
     return scored[0], scored[1], scored[2]
 
 

@@ -108,14 +108,7 @@ class DQN(QLearner):
     def _make_policy(self, model: PreTrainedModel, vocab_size: int) -> PolicyWithTarget:
         if not self.is_soft:
             return super()._make_policy(model, vocab_size)
-        config = self.config
-        policy = PolicyWithTarget(
-            model,
-            vocab_size,
-            temperature=config.temperature,
-            precision=config.precision,
-            gradient_checkpointing=config.gradient_checkpointing,
-        )
+        policy = PolicyWithTarget(model, vocab_size, **self.config.policy_options)
         policy.add_target()
         return policy
 

@@ -236,14 +236,17 @@ def _by_prompt(values_B: torch.Tensor, samples_per_prompt: int) -> npt.NDArray[n
 def _entropy_and_log_ratios(agent: TextAlgorithm, played: Trajectories) -> tuple[float, torch.Tensor | None]:
     """Mean entropy a token, and ``log π − log π_ref`` of each completion where there is a reference."""
     log_probs_BT = torch.zeros_like(played.log_probs_BT)
-    total = 0.0
-    for rows, part in played.micro_batches(agent.config.micro_batch_tokens):
+    total_B = torch.zeros(len(played), dtype=torch.float64, device=log_probs_BT.device)
+
+    def score(rows: torch.Tensor, part: Trajectories) -> None:
         # Both sides of the ratio by the same full forward: the sampler's cached one rounds differently in bf16.
         scored_BT, _, entropies_BT = agent.policy.score(part)
         log_probs_BT[rows, : scored_BT.shape[1]] = scored_BT
-        total += float(entropies_BT.double().sum())
+        total_B[rows] = entropies_BT.double().sum(-1)
+
+    agent.micro_batches.each(played, score)
     log_ratios_B = None
     if agent.reference is not None:
         reference_BT, _ = agent.rescore(agent.reference, played)
         log_ratios_B = ((log_probs_BT - reference_BT) * played.action_mask_BT).sum(-1)
-    return total / played.num_tokens, log_ratios_B
+    return float(total_B.sum()) / played.num_tokens, log_ratios_B

@@ -35,7 +35,9 @@ def plain_head(policy: TextPolicy) -> PlainHead | None:
     head = policy.model.get_output_embeddings()
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
         return None
-    weight, bias, dtype = head.weight, head.bias, head.weight.dtype
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
+    dtype = weight.dtype
     if len(weight) > policy.vocab_size:
         weight, bias = weight[: policy.vocab_size], None if bias is None else bias[: policy.vocab_size]
     return PlainHead(weight, bias, torch.bfloat16 if policy.precision == "bf16" and dtype == torch.float32 else dtype)

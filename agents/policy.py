@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from agents.activation_checkpointing import recomputing
 from agents.adapters import has_adapter, merged
 from agents.chunked_log_probs import MOST_LOGITS, chunked_log_probs
+from agents.compilation import Compilation
 from agents.packing import Places, packed, separate, sharing_pays
 from agents.plain_head import PlainHead, is_plain, plain_head
 from agents.slot_cache import SlotCache
@@ -34,6 +35,7 @@ class TextPolicy(nn.Module):
         precision: "float32", or "bf16" for autocast with float32 log-softmax and values.
         gradient_checkpointing: recompute each layer's activations in the backward pass instead of keeping them:
             less memory for about a third more time.
+        compile: run the layers compiled wherever there is no cache: in an update, not in a rollout.
 
     Raises:
         ValueError: the model knows fewer tokens than the environment has actions.
@@ -52,6 +54,7 @@ class TextPolicy(nn.Module):
         temperature: float = 1.0,
         precision: Precision = "float32",
         gradient_checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         head = model.get_output_embeddings()
@@ -84,6 +87,7 @@ class TextPolicy(nn.Module):
         full = precision == "float32" and head.weight.dtype in (torch.float32, torch.float64)
         self._additive_masks = eager or full
         self._head_is_plain: bool | None = None
+        self._compilation = Compilation() if compile else None
         self.eval()
 
     @property
@@ -148,7 +152,7 @@ class TextPolicy(nn.Module):
         kept: list[Tensor] = []
 
         def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            kept.append(args[0].flatten(0, 1).index_select(0, select))
+            kept[:] = [args[0].flatten(0, 1).index_select(0, select)]
             return (kept[0] if with_logits else kept[0][:0], *args[1:])
 
         if attention_mask is None:  # said in full: transformers warns of pad ids when it is not told
@@ -158,17 +162,22 @@ class TextPolicy(nn.Module):
             allowed, dtype = attention_mask, self.value_head.weight.dtype
             attention_mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             attention_mask = attention_mask.masked_fill(~allowed, torch.finfo(dtype).min)
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(keep)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
-        try:
+
+        def run() -> Any:
             with self.autocast(), recomputing(self.model) if recompute else contextlib.nullcontext():
-                output = self.model(
+                return self.model(
                     input_ids=input_ids,
                     position_ids=position_ids,
                     attention_mask=attention_mask,
                     past_key_values=cache,
                     use_cache=cache is not None,
                 )
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            compilation = self._compilation if cache is None else None
+            output = run() if compilation is None else compilation.run(self.model, run)
         finally:
             handle.remove()
         logits = output.logits[:, : self.vocab_size]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -50,9 +49,7 @@ class QLearner(TextAlgorithm):
             num_heads=config.q_heads,
             beta=config.beta,
             prior=self.has_prior,
-            temperature=config.temperature,
-            precision=config.precision,
-            gradient_checkpointing=config.gradient_checkpointing,
+            **config.policy_options,
         )
 
     def _make_reference(self) -> TextPolicy | None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.config import option
 from agents.distributed import ALONE, World
+from agents.packing import Places
 from agents.policy import TextPolicy
 from agents.training_loop import LoopConfig, TrainingLoop
 from textgen_env import TextMDP
@@ -121,9 +122,9 @@ def pair_loss(
     rows_N, columns_N = kept.nonzero(as_tuple=True)
     select_N = (rows_N * input_ids.shape[1] + columns_N).to(policy.device)
     positions = torch.arange(input_ids.shape[1], device=policy.device).expand(len(at), -1)
-    logits_NV, _ = policy(input_ids, positions, select_N)
     targets_N = input_ids.flatten()[select_N + 1]
-    nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    log_probs_N, _, _ = policy.score_places(Places(input_ids, positions, None, select_N), targets_N, with_entropy=False)
+    nll_N = -log_probs_N
     is_answer_N = answer[rows_N, columns_N].to(policy.device)
     weights_N = torch.where(is_answer_N, 1.0, prompt_loss_weight)
     answers_N = nll_N[is_answer_N].detach()

@@ -153,7 +153,7 @@ def test_likelihood_beside_reward():
     assert (drawn.log_probs_BT == 0).all()  # nobody sampled them
     single = alone(agent, tasks[0], PPO, minibatches=1)
     own, _ = update_gradients(single, trajectories.select(rows["letters"]))
-    likelihood_gradients(single.policy, drawn, 10_000)
+    likelihood_gradients(single, drawn)
     written = {name: torch.zeros_like(value) for name, value in own.items()} | gradients(single.policy)
     assert largest_gap(found, {name: own[name] + 2 * written[name] for name in own}) < 1e-6
     assert stats["brief/loss/policy"] > 0
