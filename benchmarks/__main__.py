@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | report | throughput`, each with its own --help."""
+"""`python -m benchmarks run | report | throughput | gpu`, each with its own --help."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _COMMANDS = {
     "run": ("benchmarks.runs", "contenders on tasks, several seeds, a JSON line a run"),
     "report": ("benchmarks.report", "tables and curves of such lines"),
     "throughput": ("benchmarks.throughput", "what the library costs, next to the bare model and to other libraries"),
+    "gpu": ("benchmarks.gpu", "whether decoding and updates run at the speed of a GPU"),
 }
 
 

@@ -8,7 +8,7 @@ not (see `benchmarks.trial`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from agents.policy import TextPolicy
 from benchmarks.setups import Setup
@@ -36,6 +36,8 @@ class Contender:
     """Base of the contenders."""
 
     name: str
+    on_any_device: ClassVar[bool] = False
+    """Whether it learns on the start's device; if not, on the CPU alone."""
 
     def options(self, setup: Setup) -> dict[str, Any]:
         """The options on a task, as plain data: what the run's line holds as its preset.

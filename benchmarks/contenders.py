@@ -33,6 +33,8 @@ class Agent(Contender):
     is not soft gets the references as demonstrations instead (Hester et al. 2018).
     """
 
+    on_any_device = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.kind, _ = find_algorithm(name)
@@ -54,7 +56,7 @@ class Agent(Contender):
         if setup.trainer is not None:
             mdp, callbacks = load_entry_point(setup.trainer)(mdp, start.seed)
         env = TextGenVectorEnv(config.num_envs, mdp=mdp, autoreset_mode=AutoresetMode.DISABLED)
-        agent = self.kind(start.model(), env, config, seed=start.seed, device="cpu")
+        agent = self.kind(start.model(), env, config, seed=start.seed, device=start.device)
         if isinstance(agent, FromLoggedEpisodes) and setup.logged is not None:
             agent.set_data(load_entry_point(setup.logged)(mdp, start.seed))
         if isinstance(agent, DQN) and not agent.is_soft and setup.warm_start is not None:

@@ -69,14 +69,30 @@ class Timing:
             torch.cuda.synchronize()
 
 
-def take_turns(contenders: Mapping[str, Contender], repeats: int, on_gpu: bool) -> dict[str, Timing]:
-    """One unmeasured run each, then A B A B …"""
+def take_turns(
+    contenders: Mapping[str, Contender],
+    repeats: int,
+    on_gpu: bool,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, Timing]:
+    """One unmeasured run each, then A B A B …
+
+    Args:
+        contenders: by name.
+        repeats: measured turns of each.
+        on_gpu: whether a GPU does the work.
+        before: what some of them need done before every run of theirs, unmeasured.
+    """
     timings = {name: Timing(on_gpu) for name in contenders}
-    for contender in contenders.values():
-        contender()
-    for _ in range(repeats):
+    ready = before or {}
+    for turn in range(repeats + 1):
         for name, contender in contenders.items():
-            timings[name].measure(contender)
+            if name in ready:
+                ready[name]()
+            if turn:
+                timings[name].measure(contender)
+            else:
+                contender()
     return timings
 
 
@@ -92,11 +108,13 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
-def peak_memory_mb() -> float:
-    """The most memory this process ever held, in MB.
+def peak_memory_mb(device: str = "cpu") -> float:
+    """The most memory this process ever held, in MB; on a GPU, the most that torch had there for tensors.
 
     Linux hands ``ru_maxrss`` of a parent on to the process it starts; ``VmHWM`` begins anew.
     """
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1024**2
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) / 1024
@@ -113,12 +131,17 @@ def cpu_flags() -> list[str]:
 
 def circumstances(device: str) -> dict[str, Any]:
     """Everything a reader needs to judge the figures."""
+    gpu: dict[str, Any] = {}
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {"device_memory_gb": round(properties.total_memory / 1024**3, 1), "cuda": torch.version.cuda}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpu_flags": cpu_flags(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        **gpu,
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

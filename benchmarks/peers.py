@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from agents.environments import TextVecEnv
+from agents.policy import Precision
 from benchmarks.measure import peak_memory_mb
 from benchmarks.workload import Workload
 from textgen_env import TextGenVectorEnv
@@ -34,7 +35,7 @@ class Peer:
     """One other library: how to run it, and what to say about the run."""
 
     name: str
-    run: Callable[[Workload, str, int], dict[str, float]]
+    run: Callable[..., dict[str, float]]
     """Called with workload, device and repeats; returns tokens_per_second and peak_memory_mb."""
     modules: tuple[str, ...]
     epochs: int | None
@@ -115,7 +116,7 @@ def sb3_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
     started, collected, updated = watch.marks
     tokens = workload.rows * steps
     seconds_a_token = (collected - started) / tokens + workload.epochs * (updated - collected) / tokens
-    return {"tokens_per_second": 1 / seconds_a_token, "peak_memory_mb": peak_memory_mb()}
+    return {"tokens_per_second": 1 / seconds_a_token, "peak_memory_mb": peak_memory_mb(device)}
 
 
 # --- TRL --------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class _NoBackbone(nn.Module):
         return type("Output", (), {"hidden_states": [torch.zeros(*input_ids.shape, 1, device=input_ids.device)]})
 
 
-def trl_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
+def trl_ppo(workload: Workload, device: str, repeats: int, precision: Precision = "float32") -> dict[str, float]:
     """TRL's PPOTrainer, with a value model of the policy's size (it knows no other) and a reward that is free."""
     from datasets import Dataset
 
@@ -167,12 +168,14 @@ def trl_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
     value_config = copy.deepcopy(config)
     value_config.num_labels = 1
     updates = repeats + 1
+    at_once = workload.micro_rows or workload.rows
     prompts = [{"input_ids": ids} for ids in workload.prompt_ids(workload.rows * updates).tolist()]
     steps = _Steps(_clock(device))
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         options = trl.PPOConfig(
-            **_trainer_options(folder, device),
-            per_device_train_batch_size=workload.rows,
+            **_trainer_options(folder, device, precision),
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=workload.rows // at_once,
             total_episodes=workload.rows * updates,
             num_ppo_epochs=workload.epochs,
             num_mini_batches=1,
@@ -191,7 +194,7 @@ def trl_ppo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
             train_dataset=Dataset.from_list(prompts),
             callbacks=[steps],
         ).train()
-    return {"tokens_per_second": workload.tokens / steps.seconds, "peak_memory_mb": peak_memory_mb()}
+    return {"tokens_per_second": workload.tokens / steps.seconds, "peak_memory_mb": peak_memory_mb(device)}
 
 
 def trl_grpo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
@@ -226,14 +229,14 @@ def trl_grpo(workload: Workload, device: str, repeats: int) -> dict[str, float]:
             processing_class=workload.tokenizer(),
             callbacks=[steps],
         ).train()
-    return {"tokens_per_second": workload.tokens / steps.seconds, "peak_memory_mb": peak_memory_mb()}
+    return {"tokens_per_second": workload.tokens / steps.seconds, "peak_memory_mb": peak_memory_mb(device)}
 
 
-def _trainer_options(folder: str, device: str) -> dict[str, Any]:
+def _trainer_options(folder: str, device: str, precision: Precision = "float32") -> dict[str, Any]:
     return {
         "output_dir": folder,
         "use_cpu": not device.startswith("cuda"),
-        "bf16": False,
+        "bf16": precision == "bf16",
         "gradient_checkpointing": False,
         "report_to": "none",
         "save_strategy": "no",

@@ -65,9 +65,14 @@ def publish(rows: Sequence[Row], where: Mapping[str, Any], facts: Mapping[str, A
     print(table(rows))
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     if path:
-        lines = [{**asdict(row), "met": row.met} for row in rows]
-        report = {**facts, "circumstances": where, "rows": lines}
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write(rows, where, facts, path)
+
+
+def write(rows: Sequence[Row], where: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> None:
+    """The rows with their circumstances and ``facts`` about the run as JSON."""
+    lines = [{**asdict(row), "met": row.met} for row in rows]
+    report = {**facts, "circumstances": where, "rows": lines}
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -91,4 +96,6 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    if 0 < abs(value) < 0.005:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

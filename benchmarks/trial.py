@@ -45,6 +45,8 @@ class Job:
     """Factor of the task's tokens."""
     cache: Path | None = None
     """Where warm-started weights are kept."""
+    device: str = "cpu"
+    """Where it learns, and is judged."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -54,8 +56,11 @@ def run(job: Job) -> dict[str, Any]:
         torch.set_num_threads(1)
         contender, shared = find_contender(job.contender), setup(job.task)
         line |= {"setup": asdict(shared), "preset": contender.options(shared), "budget": job.budget}
-        line["circumstances"] = {**circumstances("cpu"), **contender.versions()}
-        return {**line, **_measured(contender, make_start(shared, job.seed, job.budget, job.cache))}
+        line["circumstances"] = {**circumstances(job.device), **contender.versions()}
+        if job.device != "cpu" and not contender.on_any_device:
+            raise ValueError(f"{job.contender} learns on the CPU alone: leave the job's device at 'cpu'")
+        start = make_start(shared, job.seed, job.budget, job.cache)
+        return {**line, **_measured(contender, replace(start, device=job.device))}
     except Exception:  # a failed seed is shown, and the others go on
         return {**line, "error": traceback.format_exc()}
 
@@ -96,7 +101,7 @@ class Examinee:
 
     def __init__(self, start: Start) -> None:
         env = start.setup.make_env(1)
-        self._agent = TextAlgorithm(start.model(), env, seed=start.seed, device="cpu")
+        self._agent = TextAlgorithm(start.model(), env, seed=start.seed, device=start.device)
         if start.setup.warm_start is None:  # the distance from random weights says nothing
             self._agent.reference = None
         self._splits = {"validation": on_split(_thinned(env.mdp), "validation"), "test": on_split(env.mdp, "test")}

@@ -36,6 +36,8 @@ class Start:
     weights: Mapping[str, Tensor]
     """Of the model they all start with: drawn with the seed, then warm-started where the setup says so."""
     warm_start_cpu_seconds: float
+    device: str = "cpu"
+    """Where to learn, and to be judged; the weights are made on the CPU for all."""
 
     def model(self) -> PreTrainedModel:
         """The model to start with, a new one at every call."""

@@ -7,9 +7,10 @@ No token ends an episode; where lengths vary they are drawn beforehand and force
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,14 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.logger import Logger
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerFast, StaticCache
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StaticCache,
+)
 
 from agents import DQN, PPO
 from agents.base import TextAlgorithm
@@ -42,20 +50,41 @@ class Workload:
     epochs: int = 4
     env_steps: int = 20_000
     """Steps of the environment when it is measured alone."""
+    family: Literal["gpt2", "llama"] = "gpt2"
+    kv_heads: int | None = None
+    """Of a Llama whose heads share keys and values."""
+    inner: int | None = None
+    """Width inside a layer's feed-forward part; None is four times the width."""
+    micro_rows: int | None = None
+    """Episodes of one forward and backward in an update; None is all rows."""
 
     @property
     def tokens(self) -> int:
         """New tokens of one rollout of one episode a row."""
         return self.rows * self.new_tokens
 
-    def config(self) -> GPT2Config:
+    def config(self) -> PreTrainedConfig:
         """The model's shape; nothing in it ends a text."""
+        if self.family == "llama":
+            return LlamaConfig(
+                vocab_size=self.vocab_size,
+                max_position_embeddings=self.prompt_tokens + self.new_tokens,
+                hidden_size=self.width,
+                intermediate_size=self.inner or 4 * self.width,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                num_key_value_heads=self.kv_heads,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
         return GPT2Config(
             vocab_size=self.vocab_size,
             n_positions=self.prompt_tokens + self.new_tokens,
             n_embd=self.width,
             n_layer=self.layers,
             n_head=self.heads,
+            n_inner=self.inner,
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -94,18 +123,27 @@ class Workload:
         """Lengths of episodes that vary, the same at every call."""
         return np.random.default_rng(0).integers(self.shortest, self.new_tokens + 1, episodes).tolist()
 
-    def agent(self, device: str, precision: Precision, kind: type[TextAlgorithm] = PPO, **options: Any) -> Any:
-        """An agent: one episode a row a rollout, one minibatch an epoch, each in a single forward."""
+    def agent(
+        self,
+        device: str,
+        precision: Precision,
+        kind: type[TextAlgorithm] = PPO,
+        *,
+        model: PreTrainedModel | None = None,
+        **options: Any,
+    ) -> Any:
+        """An agent: one episode a row a rollout, one minibatch an epoch; a copy of ``model``, or one newly drawn."""
         everything: dict[str, Any] = {
             "episodes_per_rollout": self.rows,
             "epochs": self.epochs,
             "minibatches": 1,
-            "micro_batch_tokens": self.rows * (self.prompt_tokens + self.new_tokens),
+            "micro_batch_tokens": (self.micro_rows or self.rows) * (self.prompt_tokens + self.new_tokens),
         }
         known = {field.name for field in fields(kind.config_class)}
         defaults = {name: value for name, value in everything.items() if name in known}
         env = TextGenVectorEnv(self.rows, mdp=self.mdp(), autoreset_mode=AutoresetMode.DISABLED)
-        agent = kind(self.config(), env, seed=0, device=device, precision=precision, **{**defaults, **options})
+        source = self.config() if model is None else copy.deepcopy(model)
+        agent = kind(source, env, seed=0, device=device, precision=precision, **{**defaults, **options})
         agent.set_logger(Logger(None, []))
         return agent
 
