@@ -100,6 +100,10 @@ def attempted(parts: Iterable[tuple[str, Callable[[], list[Row]]]], failures: di
             torch.cuda.empty_cache()
 
 
+def _without_rows(sizes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sizes.items() if name != "rows"}  # the environments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), help="default: all")
@@ -150,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = circumstances(options.device)
     failures: dict[str, str] = {}
     facts: dict[str, Any] = {
-        "workloads": {name: asdict(sizes) for name, sizes in shapes.items()},
+        "workloads": {name: _without_rows(asdict(sizes)) for name, sizes in shapes.items()},
         "environments": list(environments),
         "repeats": options.repeats,
         "precision": "bf16",

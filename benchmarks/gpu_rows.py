@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from agents.decoder import decoding
 from agents.policy import Precision
 from agents.rollout import Collector
 from agents.static_decoder import StaticDecoder, decoder_for
@@ -84,15 +83,14 @@ class Benchmark:
         decoder = StaticDecoder(agent.policy, sizes.rows, self.capacity)
         generator = torch.Generator(self.device).manual_seed(0)
         bare = hardware.BareSteps(agent.policy.model, sizes)
-        with decoding(agent.policy):
-            timings = self._take_turns(
-                {
-                    "ours": lambda: hardware.token_steps(decoder, sizes, generator),
-                    "bare": bare.run,
-                    "copy": hardware.copying(self.device, 2**20 if self.quick else 2**32),
-                },
-                before={"ours": lambda: hardware.prompts_into(decoder, sizes), "bare": bare.rewind},
-            )
+        timings = self._take_turns(
+            {
+                "ours": lambda: hardware.token_steps(decoder, sizes, generator),
+                "bare": bare.run,
+                "copy": hardware.copying(self.device, 2**20 if self.quick else 2**32),
+            },
+            before={"ours": lambda: hardware.prompts_into(decoder, sizes), "bare": bare.rewind},
+        )
         bandwidth, num_bytes = timings["copy"].rate, hardware.step_bytes(agent.policy.model, sizes)
         reading, forward, ours = num_bytes / bandwidth, 1 / timings["bare"].rate, 1 / timings["ours"].rate
         note = f"reading {num_bytes / 1e9:.3g} GB at {bandwidth / 1e12:.3g} TB/s: {1e3 * reading:.3g} ms; "
@@ -134,9 +132,8 @@ class Benchmark:
         generator = torch.Generator(self.device).manual_seed(0)
 
         def device_alone() -> int:
-            with decoding(agent.policy):
-                hardware.prompts_into(decoder, sizes)
-                return hardware.token_steps(decoder, sizes, generator) * sizes.rows
+            hardware.prompts_into(decoder, sizes)
+            return hardware.token_steps(decoder, sizes, generator) * sizes.rows
 
         timings = self._take_turns({"ours": lambda: _collect(collector, sizes.rows), "device": device_alone})
         turns = zip(timings["ours"].seconds, timings["device"].seconds, strict=True)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from agents.chunked_log_probs import MOST_LOGITS, chunked_log_probs
 from agents.cuda_graph import captured
-from agents.decoder import Decoder
+from agents.decoder import Decoder, decoding
 from benchmarks.measure import Contender, peak_memory_mb
 from benchmarks.workload import Workload
 
@@ -108,14 +108,16 @@ def bf16_copy(model: PreTrainedModel) -> Any:
 
 def prompts_into(decoder: Decoder, sizes: Workload) -> None:
     """Random prompts in all of the decoder's rows, which reads the policy's weights as they are now."""
-    decoder.clear()
-    decoder.start(range(sizes.rows), list(sizes.prompt_ids(sizes.rows)))
+    with decoding(decoder.policy):
+        decoder.clear()
+        decoder.start(range(sizes.rows), list(sizes.prompt_ids(sizes.rows)))
 
 
 def token_steps(decoder: Decoder, sizes: Workload, generator: torch.Generator) -> int:
     """A token of every row, as often as there are new tokens, and nobody who looks at them; returns the steps."""
-    for _ in range(sizes.new_tokens):
-        decoder.act(generator)
+    with decoding(decoder.policy):
+        for _ in range(sizes.new_tokens):
+            decoder.act(generator)
     return sizes.new_tokens
 
 

@@ -56,9 +56,9 @@ def run(job: Job) -> dict[str, Any]:
         torch.set_num_threads(1)
         contender, shared = find_contender(job.contender), setup(job.task)
         line |= {"setup": asdict(shared), "preset": contender.options(shared), "budget": job.budget}
-        line["circumstances"] = {**circumstances(job.device), **contender.versions()}
         if job.device != "cpu" and not contender.on_any_device:
             raise ValueError(f"{job.contender} learns on the CPU alone: leave the job's device at 'cpu'")
+        line["circumstances"] = {**circumstances(job.device), **contender.versions()}
         start = make_start(shared, job.seed, job.budget, job.cache)
         return {**line, **_measured(contender, replace(start, device=job.device))}
     except Exception:  # a failed seed is shown, and the others go on
