@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import warnings
@@ -17,7 +18,9 @@ from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean, 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.adapters import has_adapter
 from agents.config import AlgorithmConfig, make_config, scheduled
+from agents.decoder import Decoder
 from agents.distributed import World, WorldError, join
 from agents.environments import TextVecEnv, as_vector_env, restore_reward
 from agents.generation import generate
@@ -38,6 +41,7 @@ from agents.progress_bar import TokenProgressBar
 from agents.reference import frozen_copy
 from agents.rollout import ActionRule, Collector
 from agents.rollout_metrics import rollout_metrics
+from agents.sharding import clip_gradients, gathered, is_sharded, load_module, load_optimiser, shard, whole
 from agents.trajectories import Trajectories
 from textgen_env import TextGenVectorEnv, TextMDP
 
@@ -59,12 +63,15 @@ class TextAlgorithm(BaseAlgorithm):
         verbose: 1 prints metrics to the terminal.
         tensorboard_log: folder for TensorBoard logs.
         stats_window_size: episodes over which SB3's ``rollout/`` statistics run.
+        shard_weights: leave each of several processes a share of the weights and of Adam's averages (FSDP).
         **overrides: fields of the config.
     """
 
     config_class: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     distributes: ClassVar[bool] = True
     """Whether several processes can learn together."""
+    shards: ClassVar[bool] = False
+    """Whether each of them can hold a share of the weights only."""
     config: AlgorithmConfig
     policy: TextPolicy  # type: ignore[assignment]
     learning_rate: float
@@ -86,6 +93,7 @@ class TextAlgorithm(BaseAlgorithm):
         verbose: int = 0,
         tensorboard_log: str | None = None,
         stats_window_size: int = 100,
+        shard_weights: bool = False,
         _init_setup_model: bool = True,
         **overrides: Any,
     ) -> None:
@@ -107,6 +115,8 @@ class TextAlgorithm(BaseAlgorithm):
             support_multi_env=True,
         )
         self._iteration = 0
+        self.shard_weights = shard_weights
+        self._gathered: dict[str, Any] | None = None
         self._source: Any = policy
         self._blueprint: dict[str, Any] | None = None
         self._rank_states: list[dict[str, Any]] = []  # of a saved agent, until a collector goes on from them
@@ -137,6 +147,10 @@ class TextAlgorithm(BaseAlgorithm):
         # The invariants of an earlier run hold for a loaded agent too; its reference no longer equals its policy.
         self._reference_is_copy = self.num_timesteps == 0
         self.policy = self._make_policy(model, vocab_size).to(self.device)
+        if self.shard_weights and (
+            self.world.size > 1 or self.num_timesteps == 0
+        ):  # what it learned, one can read alone
+            self._shard()
         width = model.get_output_embeddings().weight.shape[1]
         rate = self.config.learning_rate
         self.learning_rate = 0.04 / width if rate is None else rate
@@ -156,6 +170,10 @@ class TextAlgorithm(BaseAlgorithm):
 
     def _setup_collector(self) -> None:
         self.collector = self._make_collector()
+        if is_sharded(self.policy):
+            self.collector.make_decoder = (
+                Decoder  # weights that are put together anew would leave captured graphs behind
+            )
         if self._rank_states and len(self._rank_states) != self.world.size:
             warnings.warn(
                 f"the agent was saved by {len(self._rank_states)} processes and goes on in {self.world}: prompts and "
@@ -182,7 +200,26 @@ class TextAlgorithm(BaseAlgorithm):
 
     def _make_reference(self) -> TextPolicy | None:
         """A frozen copy of the policy as it stands now; algorithms without a KL penalty return None."""
-        return frozen_copy(self.policy)
+        if not is_sharded(self.policy):
+            return frozen_copy(self.policy)
+        assert self._blueprint is not None
+        reference = self._make_policy(from_blueprint(self._blueprint), self.policy.vocab_size)
+        reference.load_state_dict(gathered(self.policy.state_dict()))
+        reference.requires_grad_(False)
+        shard(reference.to(self.device), self.world)
+        return reference
+
+    def _shard(self) -> None:
+        if not self.shards:
+            raise WorldError(f"{type(self).__name__} needs whole weights on every rank: leave shard_weights out")
+        if has_adapter(self.policy.model):
+            raise WorldError("an adapter's weights are few: leave shard_weights out")
+        self.world.broadcast(self.policy)
+        shard(self.policy, self.world)
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Within it a sharded agent is whole on every rank, to generate, evaluate or score; all ranks enter it."""
+        return whole(self.policy, self.reference)
 
     def refresh_reference(self) -> None:
         """Make the policy, as it is now, the reference (after a supervised warm start, say)."""
@@ -217,7 +254,15 @@ class TextAlgorithm(BaseAlgorithm):
         return (names if self.reference is None else [*names, "reference"]), []
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "collector", "micro_batches", "reference", "world", "_own_generator"]
+        return [
+            *super()._excluded_save_params(),
+            "collector",
+            "micro_batches",
+            "reference",
+            "world",
+            "_own_generator",
+            "_gathered",
+        ]
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write everything a later `load` needs to go on: weights, optimiser, reference, options, generators.
@@ -226,9 +271,11 @@ class TextAlgorithm(BaseAlgorithm):
         """
         if self.env is not None:
             self._rank_states = self.world.gather(self._own_state())
+        self._gathered = gathered(super().get_parameters()) if is_sharded(self.policy) else None
         self.world.on_main(lambda: super(TextAlgorithm, self).save(path, exclude, include))
         # What else they hold lives on in this agent.
         self._rank_states = [{"sampler": state["sampler"], "reward": {}} for state in self._rank_states]
+        self._gathered = None
 
     def _own_state(self) -> dict[str, Any]:
         """What each rank has for itself: generators, the prompts that wait, what its reward adapted, its replay."""
@@ -242,8 +289,19 @@ class TextAlgorithm(BaseAlgorithm):
         names, _ = self._get_torch_save_params()
         return [name for name in names if "." not in name and not isinstance(getattr(self, name), nn.Module)]
 
+    def get_parameters(self) -> dict[str, Any]:
+        """As SB3's, sharded tensors as they are but while saving."""
+        return super().get_parameters() if self._gathered is None else self._gathered
+
     def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """As SB3's; a rank's replay is its own."""
+        """As SB3's; a rank's replay is its own, and so is its share of sharded weights."""
+        if is_sharded(self.policy):
+            parameters = args[0] if args else kwargs["load_path_or_dict"]
+            load_module(self.policy, parameters["policy"])
+            load_optimiser(self.policy.optimizer, parameters["policy.optimizer"])
+            if self.reference is not None:
+                load_module(self.reference, parameters["reference"])
+            return
         super().set_parameters(*args, **kwargs)
         if len(self._rank_states) == self.world.size and not self.world.is_main:
             for name, state in self._rank_states[self.world.rank].get("buffers", {}).items():
@@ -336,18 +394,20 @@ class TextAlgorithm(BaseAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        callback.on_training_start(locals(), globals())
+        with whole(self.policy):
+            callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps:
             started = time.perf_counter()
             # Before the rollout: the last one runs over the total, where a linear schedule would be negative.
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            trajectories = self.collect_rollouts(callback)
-            if trajectories is None:
-                break
-            collected = time.perf_counter()
             first = self._iteration == 0 and self.config.check_invariants
-            if first:
-                self._check_first_rollout(trajectories)
+            with whole(self.policy, self.reference if first else None):
+                trajectories = self.collect_rollouts(callback)
+                if trajectories is None:
+                    break
+                collected = time.perf_counter()
+                if first:
+                    self._check_first_rollout(trajectories)
             self._update_learning_rate(self.policy.optimizer)
             for name, value in rollout_metrics(trajectories, self.world).items():
                 self.logger.record(name, value)
@@ -444,7 +504,8 @@ class TextAlgorithm(BaseAlgorithm):
             log_probs_BT[rows, : scored.shape[1]] = scored
             values_BT[rows, : scored.shape[1]] = values
 
-        self.micro_batches.each(trajectories, score)
+        with whole(policy):
+            self.micro_batches.each(trajectories, score)
         return log_probs_BT, values_BT
 
     def _update_learning_rate(self, optimizers: torch.optim.Optimizer) -> None:  # type: ignore[override]
@@ -458,7 +519,7 @@ class TextAlgorithm(BaseAlgorithm):
     def optimiser_step(self) -> float:
         """Sum the accumulated gradients over the ranks, clip and step; returns their norm before clipping."""
         self.world.sum_gradients(self.policy.parameters())
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        norm = clip_gradients(self.policy.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient norm is {float(norm)}: lower the learning rate, or look for rewards of extreme size"

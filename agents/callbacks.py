@@ -79,8 +79,11 @@ class EvaluationCallback(BaseCallback):
 
     def _evaluate(self) -> None:
         agent: Any = self.model
-        if not agent.world.is_main:
-            return
+        with agent.whole():
+            if agent.world.is_main:
+                self._evaluate_both(agent)
+
+    def _evaluate_both(self, agent: TextAlgorithm) -> None:
         for greedy in (False, True):
             found = evaluate(agent, self.mdp, num_prompts=self.num_prompts, greedy=greedy, seed=self.seed)
             kind = "greedy" if greedy else "sampled"

@@ -78,6 +78,10 @@ class World:
         """Whether it holds on some rank."""
         return flag
 
+    def max(self, value: int) -> int:
+        """The highest of all ranks' numbers."""
+        return value
+
     def concat(self, values_N: Tensor) -> Tensor:
         """All ranks' values one after the other; each may have another N."""
         return values_N
@@ -148,7 +152,8 @@ class Launched(World):
         kind = torch.int64 if isinstance(value, int) else torch.float64
         number = torch.tensor(value, dtype=kind, device=self._device)
         self._dist.all_reduce(number)
-        return number.item()
+        total_number: Any = number.item()
+        return total_number
 
     def sums(self, values: Mapping[str, float]) -> dict[str, float]:
         row = torch.tensor(list(values.values()), dtype=torch.float64, device=self._device)
@@ -156,6 +161,9 @@ class Launched(World):
 
     def any(self, flag: bool) -> bool:
         return self.sum(int(flag)) > 0
+
+    def max(self, value: int) -> int:
+        return max(self.gather(value))
 
     def concat(self, values_N: Tensor) -> Tensor:
         return torch.cat([part.to(values_N.device) for part in self.gather(values_N.detach().cpu())])
@@ -194,7 +202,7 @@ class Launched(World):
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        trained = [parameter for parameter in parameters if parameter.requires_grad and not _is_share(parameter)]
         flags = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self._device)
         for parameter, holders in zip(trained, self.sum(flags).tolist(), strict=True):
             if holders and parameter.grad is None:  # this rank's episodes did not come past it
@@ -205,12 +213,12 @@ class Launched(World):
     @torch.no_grad()
     def broadcast(self, module: nn.Module) -> None:
         tensors = [*module.parameters(), *module.buffers()]
-        for bucket in _buckets([tensor.data for tensor in tensors]):
+        for bucket in _buckets([tensor.data for tensor in tensors if not _is_share(tensor)]):
             _through_one(bucket, lambda flat: self._dist.broadcast(flat, src=0))
 
     @torch.no_grad()
     def check_same(self, module: nn.Module) -> None:
-        own = {name: _digest(value) for name, value in module.named_parameters()}
+        own = {name: _digest(value) for name, value in module.named_parameters() if not _is_share(value)}
         for rank, other in enumerate(self.gather(own)):
             for name, digest in own.items():
                 if other.get(name) != digest:
@@ -309,6 +317,11 @@ def _through_one(tensors: list[Tensor], collective: Callable[[Tensor], Any]) -> 
     collective(flat)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def _is_share(tensor: Tensor) -> bool:
+    """Of a weight that `agents.sharding` has shared out: ranks differ in it, and its gradient is a sum already."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _digest(weights: Tensor) -> bytes:

@@ -30,6 +30,7 @@ from agents.progress_bar import TokenProgressBar
 from agents.report import read_evaluations, write_report
 from agents.run_folder import RunFolder, check_free, write_json
 from agents.settings import RunSettings
+from agents.sharding import save_pretrained
 from agents.supervised import SupervisedConfig, supervised_fit
 from textgen_env import TextMDP
 
@@ -142,12 +143,18 @@ class Job(Generic[Rules]):
             save_agent(self.agent, self.folder.agent)
         if "before" not in self.results:
             self.say("before", self.named(held_out))
-            self.note(before=self.world.on_main(lambda: self.evaluate(held_out)))
+            self.note(before=self._on_main(held_out))
         if not self.learn(watched):
             return self.finish(interrupted=True)
         self.say("after", self.named(held_out))
-        self.note(after=self.world.on_main(lambda: self.evaluate(held_out)))
+        self.note(after=self._on_main(held_out))
         return self.finish(interrupted=False)
+
+    def _on_main(self, held_out: Rules) -> dict[str, Any]:
+        """What `evaluate` finds, on all ranks."""
+        assert self.agent is not None
+        with self.agent.whole():
+            return self.world.on_main(lambda: self.evaluate(held_out))
 
     def new_or_saved(
         self, algorithm: type[TextAlgorithm], env: Any, make_source: Callable[[], ModelSource]
@@ -171,7 +178,14 @@ class Job(Generic[Rules]):
             self.world.on_main(lambda: self.folder.forget_after(agent.num_timesteps))  # all have read the checkpoint
             self.say("model", f"going on from {self.folder.agent} at {agent.num_timesteps:,} tokens")
             return agent
-        agent = algorithm(make_source(), env, self.config, seed=self.settings.seed, device=self.settings.device)
+        agent = algorithm(
+            make_source(),
+            env,
+            self.config,
+            seed=self.settings.seed,
+            device=self.settings.device,
+            shard_weights=self.settings.shard_weights,
+        )
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self.results = {}
         self.world.on_main(lambda: self.folder.forget_after(-1))  # of a run that had no checkpoint yet
@@ -292,8 +306,8 @@ class Job(Generic[Rules]):
         if self.agent is None:
             raise KeyboardInterrupt  # nothing is there yet
         self.note(status="interrupted" if interrupted else "finished", tokens=self.agent.num_timesteps)
+        save_pretrained(self.agent.policy, self.folder.model, self.world)
         if self.world.is_main:
-            self.agent.policy.save_pretrained(self.folder.model)
             self.say("report", str(self.folder.path))
             write_report(self.folder)
         return Result(

@@ -39,6 +39,7 @@ class NLPO(PPO):
     """
 
     config_class = NLPOConfig
+    shards = False
     config: NLPOConfig
     mask_policy: TextPolicy
     """The lagged policy, frozen."""

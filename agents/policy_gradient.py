@@ -19,6 +19,7 @@ from agents.kl import ESTIMATORS, KLController, KLEstimator, k3, kl_metrics, pen
 from agents.losses import value_loss
 from agents.policy import TextPolicy
 from agents.shaping import shaped_rewards, to_unit_variance
+from agents.sharding import idle_passes
 from agents.trajectories import Trajectories
 
 KLPlace: TypeAlias = Literal["reward", "loss"]
@@ -88,6 +89,7 @@ class PolicyGradient(TextAlgorithm):
     """
 
     config: PolicyGradientConfig
+    shards = True
 
     def estimate_advantages(self, trajectories: Trajectories, rewards_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """``advantages_BT``, and the value targets ``returns_BT`` of an algorithm with a critic."""
@@ -162,7 +164,11 @@ class PolicyGradient(TextAlgorithm):
         def loss(micro_rows: Tensor, episodes: Trajectories) -> tuple[Tensor, Mapping[str, Tensor]]:
             return self._loss(batch, rows[micro_rows], episodes, count)
 
-        return self.world.sums(self.micro_batches.accumulate(minibatch, loss))
+        idle = idle_passes(self.policy, self.world, minibatch, self.micro_batches.tokens)
+        stats = self.micro_batches.accumulate(minibatch, loss)
+        for _ in range(idle):
+            (0.0 * self._loss(batch, rows[:1], minibatch.select([0]), count)[0]).backward()
+        return self.world.sums(stats)
 
     def _loss(
         self, batch: Batch, rows: Tensor, episodes: Trajectories, count: int

@@ -85,6 +85,9 @@ class RunSettings:
     checkpoint_every: int | None = option(None, "tokens between checkpoints; by default as the evaluations")
     output: str | None = option(None, "the run's folder; by default runs/NAME-TIMESTAMP")
     device: str = option("auto", "auto, cpu, cuda, ...")
+    shard_weights: bool = option(
+        False, "leave each of several processes a share of the weights and of Adam's averages: for large models"
+    )
     threads: int = option(
         1, "CPU threads; small models are slower on several, and one makes a run repeatable to the last digit"
     )

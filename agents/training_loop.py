@@ -25,6 +25,7 @@ from torch import nn
 
 from agents.callbacks import StopOnSignal, replace_file
 from agents.config import option
+from agents.sharding import clip_gradients
 
 
 @dataclass
@@ -91,7 +92,7 @@ class TrainingLoop:
         Raises:
             FloatingPointError: the gradients are not finite. The weights are as they were.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        norm = float(clip_gradients(self.parameters, self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise FloatingPointError(
                 f"the gradients of step {self.step + 1} are not finite: lower learning_rate ({self.rate:g})"
