@@ -129,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. 0: all is measured; 1: some parts failed, the rest is in the table."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.repeats < 1 or options.learning == 1 or options.learning < 0:
+        parser.error("--repeats must be at least 1, --learning at least 2 seeds: one alone has no interval")
     shapes = {name: SHAPES[name] for name in options.shapes}
     environments = options.envs or ((4,) if options.quick else ENVIRONMENTS)
     if options.quick:
@@ -141,8 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     at_once = next(iter(shapes.values())).micro_rows or 1
     if any(rows < 1 or rows % at_once for rows in environments):
         parser.error(f"--envs: multiples of {at_once}, the episodes of one forward and backward in an update")
-    if options.repeats < 1 or options.learning == 1 or options.learning < 0:
-        parser.error("--repeats must be at least 1, --learning at least 2 seeds: one alone has no interval")
     seconds = 120.0 * options.learning + sum(
         estimated_seconds(replace(sizes, rows=rows), options.rows, options.repeats)
         for sizes in shapes.values()

@@ -91,13 +91,14 @@ def test_a_part_that_fails_is_said_and_the_others_are_measured(in_this_process, 
     assert "FAILED: gpt2-small x 4: host" in capsys.readouterr().err
 
 
-def test_a_decoder_that_reads_the_wrong_places_misses_its_target(monkeypatch):
+@pytest.mark.parametrize("family", SIZES)
+def test_a_decoder_that_reads_the_wrong_places_misses_its_target(monkeypatch, family):
     class Late(gpu_rows.StaticDecoder):
         def _advance(self, tokens_N):
             super()._advance(tokens_N)
             self._positions.sub_(1)
 
-    benchmark = gpu_rows.Benchmark("gpt2-small", TINY, model_of(TINY), 1, "cpu")
+    benchmark = gpu_rows.Benchmark("any", SIZES[family], model_of(SIZES[family]), 1, "cpu")
     assert benchmark.section("exactness")[0].met
     monkeypatch.setattr(gpu_rows, "StaticDecoder", Late)
     assert not benchmark.section("exactness")[0].met
@@ -116,7 +117,8 @@ def test_a_decoder_that_reads_the_wrong_places_misses_its_target(monkeypatch):
         ),
     ],
 )
-def test_what_cannot_be_is_said_with_its_mend(options, message, capsys):
+def test_what_cannot_be_is_said_with_its_mend(options, message, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "sections", lambda *_: pytest.fail("it began"))
     with pytest.raises(SystemExit) as exit:
         gpu.main(options)
     assert exit.value.code == 2
