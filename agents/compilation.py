@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -33,6 +34,10 @@ class Compilation:
         self.works = True
         self._forward = torch.compile(_forward, backend=backend)
 
+    def __deepcopy__(self, _memo: Any) -> Compilation:
+        """Copies of a model share what was compiled for it."""
+        return self
+
     def run(self, model: nn.Module, call: Callable[[], T]) -> T:
         """``call()``, which calls ``model``."""
         if not self.works:
@@ -47,7 +52,7 @@ class Compilation:
             _LOG.warning(
                 "torch.compile failed (%s: %s): going on without it; compile=False leaves it out",
                 type(error).__name__,
-                str(error).strip().partition("\n")[0],
+                textwrap.shorten(str(error), 300),
             )
         return call()
 

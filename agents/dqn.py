@@ -184,7 +184,7 @@ class DQN(QLearner):
     def _greedy(self, part: Trajectories) -> tuple[Tensor, Tensor]:
         """Q of the taken actions by K heads, (K, B, T), and what it is fitted to."""
         assert isinstance(self.policy, QPolicy)
-        hidden_NH, _ = self.policy.read(part)
+        hidden_NH, _ = self.policy.read(part, with_logits=False)
         q_KBT = spread(self.policy.q_heads.taken(hidden_NH, actions_of(part)), part.action_mask_BT)
         return q_KBT, self.targets(part, hidden_NH)
 
@@ -234,7 +234,7 @@ class DQN(QLearner):
         mask_BT = part.action_mask_BT
         allowed_NV = None if part.allowed_BTV is None else part.allowed_BTV[mask_BT]
         best_N = self.policy.q_heads.best(hidden_NH, allowed_NV)
-        target_NH, _ = self.policy.target.read(part)
+        target_NH, _ = self.policy.target.read(part, with_logits=False)
         values_N = self.policy.target.q_heads.taken(target_NH, best_N).min(0).values
         after_BT = next_values(spread(values_N, mask_BT), mask_BT, part.bootstrap_values_B)
         config = self.config

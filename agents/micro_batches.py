@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.memory import tokens_for
+from agents.sharding import is_sharded
 from agents.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class MicroBatches:
             begin: called before the first micro-batch, and again where all is begun anew.
 
         Raises:
-            torch.OutOfMemoryError: a single episode does not fit.
+            torch.OutOfMemoryError: a single episode does not fit; or several do not, and the weights are in shards.
         """
         failed: Trajectories | None = episodes
         while failed is not None:
@@ -112,6 +113,8 @@ class MicroBatches:
             except torch.OutOfMemoryError as error:
                 if len(part) == 1:
                     raise torch.OutOfMemoryError(self._does_not_fit(part)) from error
+                if is_sharded(self._policy):  # the other ranks wait for this one in the middle of a pass
+                    raise torch.OutOfMemoryError(self._fails_in_shards(part)) from error
                 return part
         return None
 
@@ -124,6 +127,13 @@ class MicroBatches:
             *failed.input_ids_BS.shape,
             self._policy.device,
             self._limit,
+        )
+
+    def _fails_in_shards(self, failed: Trajectories) -> str:
+        episodes, width = failed.input_ids_BS.shape
+        return (
+            f"{episodes} episodes of up to {width} tokens do not fit in the memory of '{self._policy.device}', and "
+            f"with weights in shards no rank can begin again alone: set micro_batch_tokens={episodes * width // 2}"
         )
 
     def _does_not_fit(self, episode: Trajectories) -> str:

@@ -74,7 +74,7 @@ class ILQL(FromLoggedEpisodes, QLearner):
         with torch.no_grad():
             after_BT = next_values(values_BT, mask_BT, part.bootstrap_values_B)
             targets_BT = peng_q_lambda(part.rewards_BT, after_BT, mask_BT, gamma=config.gamma, lam=0.0)
-            target_NH, _ = policy.target.read(part)
+            target_NH, _ = policy.target.read(part, with_logits=False)
             slow_q_BT = spread(policy.target.q_heads.taken(target_NH, actions_N).min(0).values, mask_BT)
         parts = {
             "loss/td": td_loss(q_KBT, targets_BT, mask_BT, huber_delta=config.huber_delta, count=count),

@@ -144,17 +144,21 @@ class QPolicy(PolicyWithTarget):
         values_N = q_NV.max(-1).values
         return self.beta * (q_NV - values_N[:, None]), values_N
 
-    def read(self, episodes: Trajectories) -> tuple[Tensor, Tensor]:
+    def read(self, episodes: Trajectories, *, with_logits: bool = True) -> tuple[Tensor, Tensor]:
         """What the heads read before each of the N actions (row-major over the mask), in one forward.
 
         Returns:
-            ``hidden_NH``, and the language model's own logits (N, V).
+            ``hidden_NH``, and the language model's own logits (N, V), or (0, V) without them.
         """
         places = self.places(
             episodes.input_ids_BS, episodes.prompt_lengths_B, episodes.action_mask_BT, episodes.prompt_groups_B
         )
         return self.features(
-            places.input_ids, places.position_ids, places.select_N, attention_mask=places.attention_mask
+            places.input_ids,
+            places.position_ids,
+            places.select_N,
+            attention_mask=places.attention_mask,
+            with_logits=with_logits,
         )
 
 

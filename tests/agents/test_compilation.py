@@ -4,13 +4,17 @@ import logging
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.compilation import Compilation
 from agents.reference import frozen_copy
 from tests.agents.conftest import gradients, largest_gap, make_agent, make_episodes, make_policy
 
-# What torch says of itself when its compiler is imported; where no test asks for errors nobody sees it.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:DeprecationWarning")
+# What torch says to itself while it compiles, and nobody else sees; as errors they would fail the compilation.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +53,9 @@ def test_compiled_layers_give_the_same(family, recompute):
     assert largest_gap(scored(policy), expected) < 1e-10
     assert policy._compilation.works
     assert backend.graphs >= 1
-    assert not any("forward" in vars(module) for module in policy.model.modules())
+    layers = [module for module in policy.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert len(layers) == 2
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_with_its_own_backward_pass():
@@ -74,8 +80,9 @@ def test_a_copy_runs_its_own_layers():
 
 def test_only_updates_are_compiled():
     agent = make_agent(compile=True)
+    assert agent.reference._compilation is agent.policy._compilation  # warned of once
     backend = Counting()
-    agent.policy._compilation = Compilation(backend)
+    agent.policy._compilation = agent.reference._compilation = Compilation(backend)
     rollout = agent.collector.collect(4)
     assert backend.graphs == 0
     agent.rescore(agent.policy, rollout)

@@ -130,7 +130,7 @@ def test_every_algorithm_goes_on(monkeypatch):
         make_agent(),
         make_dqn(learning_starts=1),
         make_dqn(learning_starts=1, kl_coef_per_sequence=0.1, q_heads=1),
-        ILQL(gpt2_config(), make_env(mdp=mdp), data=reference_episodes(mdp), **logged),
+        ILQL(gpt2_config(), make_env(mdp=mdp), data=reference_episodes(mdp), minibatches=1, **logged),
         Supervised(gpt2_config(), make_env(mdp=mdp), **logged),
     ]
     for agent in agents:
@@ -166,6 +166,16 @@ def test_a_single_episode_that_does_not_fit_names_the_mends(monkeypatch):
         agent.rescore(agent.policy, rollout)
     agent.config.precision, agent.config.gradient_checkpointing = "float32", True
     with pytest.raises(torch.OutOfMemoryError, match=r"try precision='bf16', a lower max_new_tokens or a LoRA"):
+        agent.rescore(agent.policy, rollout)
+
+
+def test_with_weights_in_shards_nobody_begins_again_alone(monkeypatch):
+    agent = make_agent()
+    rollout = collected(agent)
+    short_of_memory(agent.policy, monkeypatch, 3)
+    monkeypatch.setattr("agents.micro_batches.is_sharded", lambda policy: policy is agent.policy)
+    half = rollout.input_ids_BS.numel() // 2
+    with pytest.raises(torch.OutOfMemoryError, match=f"no rank can begin again alone: set micro_batch_tokens={half}"):
         agent.rescore(agent.policy, rollout)
 
 
