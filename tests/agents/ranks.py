@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TIME_LIMIT = 120
+TIME_LIMIT = 400
 """Seconds after which a world that waits for itself is ended."""
 
 
