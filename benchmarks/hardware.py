@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
 from agents.chunked_log_probs import MOST_LOGITS, chunked_log_probs
-from agents.cuda_graph import captured
+from agents.cuda_graph import Graphs
 from agents.decoder import Decoder, decoding
 from benchmarks.measure import Contender, peak_memory_mb
 from benchmarks.workload import Workload
@@ -152,7 +152,7 @@ class BareSteps:
             return found
 
         with torch.no_grad():
-            self._step: Callable[[], Tensor] = captured(step, state=(), device=device)
+            self._step: Callable[[], Tensor] = Graphs(device).captured(step, state=())
         self.is_graph = self._step is not step
         """Whether it is one; on CUDA it may be a sequence of launches that the host cannot keep up with."""
 
