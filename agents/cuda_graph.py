@@ -1,4 +1,4 @@
-"""A function without arguments as one CUDA graph."""
+"""Functions without arguments as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,52 +13,62 @@ Found = TypeVar("Found")
 _WARM_UPS = 2
 
 
-def captured(run: Callable[[], Found], *, state: Sequence[Tensor], device: torch.device) -> Callable[[], Found]:
-    """``run``, recorded once and then replayed, on CUDA; ``run`` itself elsewhere.
-
-    A graph reads and writes the memory that was there when it was recorded: every call returns the *same* tensors, with
-    new content. What ``run`` reads must therefore stay in place and be changed in place.
+class Graphs:
+    """Graphs that are replayed one at a time: what one needs on the way, the next may overwrite.
 
     Args:
-        run: launches work on the device, and asks for no result of it.
-        state: tensors that ``run`` changes; recording it (which takes a few runs) leaves them as they were.
         device: where.
-
-    Where ``run`` cannot be captured, a warning says why, and ``run`` is returned.
     """
-    if device.type != "cuda":
-        return run
-    before = [tensor.clone() for tensor in state]
 
-    def restore() -> None:
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
-    # Lazily made memory (workspaces, the cache itself) must exist before: of a graph it would be private.
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            run()
+    def captured(self, run: Callable[[], Found], *, state: Sequence[Tensor]) -> Callable[[], Found]:
+        """``run``, recorded once and then replayed, on CUDA; ``run`` itself elsewhere.
+
+        A graph reads and writes the memory that was there when it was recorded. What ``run`` reads must therefore stay
+        in place and be changed in place; what a replay returns is overwritten by the next, of this graph or another.
+
+        Args:
+            run: launches work on the device, and asks for no result of it.
+            state: tensors that ``run`` changes; recording it (which takes a few runs) leaves them as they were.
+
+        Where ``run`` cannot be captured, a warning says why, and ``run`` is returned.
+        """
+        if self.device.type != "cuda":
+            return run
+        before = [tensor.clone() for tensor in state]
+
+        def restore() -> None:
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+
+        # Lazily made memory (workspaces, the cache itself) must exist before: of a graph it would be private.
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                run()
+                restore()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                found = run()
+        except RuntimeError as error:
+            torch.cuda.synchronize(self.device)
             restore()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            found = run()
-    except RuntimeError as error:
-        torch.cuda.synchronize(device)
-        restore()
-        warnings.warn(
-            f"the token step cannot be captured as a CUDA graph and is launched operation by operation, which is "
-            f"slower: {str(error).splitlines()[0]}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return run
+            warnings.warn(
+                f"the token step cannot be captured as a CUDA graph and is launched operation by operation, which is "
+                f"slower: {str(error).splitlines()[0]}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return run
 
-    def replay() -> Found:
-        graph.replay()
-        return found
+        def replay() -> Found:
+            graph.replay()
+            return found
 
-    return replay
+        return replay

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agents.host_copy import HostCopy
 from agents.policy import TextPolicy, chosen
 from agents.slot_cache import SlotCache, check_cacheable
 
@@ -21,17 +22,14 @@ Choice = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Acted:
-    """What one step of the decoder's N rows came to; it stays on the device until it is asked for."""
+    """What one step of the decoder's N rows came to. Of all this the actions alone go to the host."""
 
     actions_N: Tensor
     log_probs_N: Tensor
     values_N: Tensor
+    host_actions: HostCopy
     allowed_NV: Tensor | None = None
     """Which actions had a probability, where that was asked for."""
-
-    def on_host(self) -> npt.NDArray[np.int64]:
-        """The actions. Waits for the device."""
-        return self.actions_N.cpu().numpy()
 
 
 def sample_actions(log_probs_NV: Tensor, generator: torch.Generator) -> Tensor:
@@ -175,7 +173,11 @@ class Decoder:
             actions_N = logits_NV.argmax(-1) if generator is None else sample_actions(log_probs_NV, generator)
         self.append(actions_N)
         return Acted(
-            actions_N, chosen(log_probs_NV, actions_N), values_N, (logits_NV > -torch.inf) if constrained else None
+            actions_N,
+            chosen(log_probs_NV, actions_N),
+            values_N,
+            HostCopy(actions_N),
+            (logits_NV > -torch.inf) if constrained else None,
         )
 
     def _forward(self, span: int, allowed_NV: Tensor | None, *, alike: bool) -> tuple[Tensor, Tensor]:

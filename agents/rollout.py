@@ -296,7 +296,7 @@ class _Rollout:
         if not len(slots):
             return True
         rows, episodes = self.rows[slots], self.episodes[slots]
-        actions = launched.acted.on_host()[slots]
+        actions = launched.acted.host_actions.numpy()[slots]
         self.actions[rows] = actions
         _, rewards, terminated, truncated, infos = self.env.step(self.actions)
         self.record.step(episodes, slots, launched.acted, actions, rewards[rows])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from agents.cast_weights import CastWeights
-from agents.cuda_graph import captured
+from agents.cuda_graph import Graphs
 from agents.decoder import Acted, Choice, Decoder, invert_cumulative
+from agents.host_copy import HostCopy
 from agents.policy import TextPolicy, chosen
 
 _SHORTEST_SPAN = 64
@@ -46,6 +47,7 @@ class StaticDecoder(Decoder):
         device = policy.device
         self._uniform_N1 = torch.zeros((num_slots, 1), dtype=torch.float64, device=device)
         self._allowed_NV = torch.ones((num_slots, policy.vocab_size), dtype=torch.bool, device=device)
+        self._graphs = Graphs(device)
         self._token_steps: dict[tuple[int, bool, bool], Callable[[], tuple[Tensor, ...]]] = {}
 
     @property
@@ -93,12 +95,12 @@ class StaticDecoder(Decoder):
             self._allowed_NV.copy_(allowed_NV)
         key = (self._span(), generator is None, allowed_NV is not None)
         if key not in self._token_steps:
-            self._token_steps[key] = captured(
-                lambda: self._token_step(*key), state=(self._last_tokens, self._positions), device=self.policy.device
+            self._token_steps[key] = self._graphs.captured(
+                lambda: self._token_step(*key), state=(self._last_tokens, self._positions)
             )
         actions_N, log_probs_N, values_N = (found.clone() for found in self._token_steps[key]())
         self._host_positions += 1
-        return Acted(actions_N, log_probs_N, values_N, allowed_NV if constrained else None)
+        return Acted(actions_N, log_probs_N, values_N, HostCopy(actions_N), allowed_NV if constrained else None)
 
     def append(self, tokens_N: Tensor) -> None:
         """The tokens chosen; the next `step` feeds them."""

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from agents.cuda_graph import captured
+from agents.cuda_graph import Graphs
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def test_elsewhere_it_is_the_function_itself():
     run = lambda: 3  # noqa: E731
-    assert captured(run, state=(), device=torch.device("cpu")) is run
+    assert Graphs(torch.device("cpu")).captured(run, state=()) is run
 
 
 @needs_cuda
@@ -21,7 +21,7 @@ def test_a_replay_goes_on_from_where_the_state_stood():
         count.add_(1)
         return count * 2
 
-    replay = captured(run, state=(count,), device=count.device)
+    replay = Graphs(count.device).captured(run, state=(count,))
     assert count.tolist() == [0] * 4
     assert replay().tolist() == [2] * 4
     count.fill_(10)
@@ -37,6 +37,6 @@ def test_what_cannot_be_captured_is_run_and_said():
         return count * 2 if count.item() else count  # asks the device in the middle
 
     with pytest.warns(RuntimeWarning, match="cannot be captured as a CUDA graph"):
-        again = captured(run, state=(count,), device=count.device)
+        again = Graphs(count.device).captured(run, state=(count,))
     assert count.tolist() == [0]
     assert again().tolist() == [2]
