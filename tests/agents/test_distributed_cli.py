@@ -16,7 +16,7 @@ from tests.agents.ranks import ROOT, TIME_LIMIT
 TASK = shlex.split("--env textgen_env/Reverse-v0 --output run")
 
 SMALL = shlex.split(
-    "--layers 1 --width 32 --heads 2 --warm-start-epochs 0.05 --total-tokens 40 --episodes-per-rollout 8 --num-envs 4 "
+    "--layers 1 --width 32 --heads 2 --warm-start-epochs 0.05 --total-tokens 40 --episodes-per-rollout 16 --num-envs 4 "
     "--epochs 1 --eval-prompts 2 --device cpu"
 )
 COMMANDS = [line for line in snippets.commands("docs/distributed.md") if line.startswith("torchrun")]
