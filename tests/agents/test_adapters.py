@@ -184,10 +184,11 @@ def test_the_reference_is_the_policy_as_it_was(make):
     assert largest_gap(weights(agent.reference), before) == 0
 
 
-class AdapterOff:
+class AdapterOff(torch.nn.Module):
     """A reference that is the policy without its adapter, whatever the adapter was."""
 
     def __init__(self, policy):
+        super().__init__()
         self.policy = policy
 
     def score(self, episodes, **options):
