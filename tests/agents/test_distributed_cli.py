@@ -60,12 +60,12 @@ def test_the_page_s_commands(tmp_path):
     assert len(COMMANDS) == 3
     for line in COMMANDS:
         words = shlex.split(line)
-        small = ["--total-tokens", "80"] if "--resume" in words else SMALL
+        small = ["--total-tokens", "200"] if "--resume" in words else SMALL  # a rollout of both ranks has about 100
         code, out, error = finish(start([*words, *small], tmp_path))
         assert code == 0, error[-3000:]
         assert out.splitlines()[0].split(maxsplit=1) == ["world", "2 processes (gloo)"]
         assert out.count("report: ") == 1  # rank 0 alone prints
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["tokens"] >= 80
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["tokens"] >= 200
     assert processes_of(tmp_path / "sharded") == 2
 
 
