@@ -143,13 +143,16 @@ def _fault(where: str, run: Run | None) -> Fault | None:
 
 
 def _mixed(runs: Mapping[tuple[str, str], Sequence[Run]]) -> list[Fault]:
-    """What must be equal for runs to be comparable: a task's setup, budget and scale, a contender's options on it."""
+    """What must be equal for runs to be comparable: a task's setup, budget and scale, a contender's options on it.
+
+    Equal as `write_compact` keeps it, so that new runs go with kept ones.
+    """
     faults = []
     for field, per in (("setup", 1), ("budget", 1), ("optimum", 1), ("random", 1), ("preset", 2)):
         values: dict[str, set[str]] = {}
         for cell, mine in runs.items():
             values.setdefault(" · ".join(cell[:per]), set()).update(
-                json.dumps(run.get(field), sort_keys=True) for run in mine
+                json.dumps(_rounded(run.get(field)), sort_keys=True) for run in mine
             )
         faults += [
             Fault(where, f"its runs differ in their {field}, so they cannot be compared")

@@ -114,3 +114,10 @@ def test_runs_that_do_not_compare_are_a_fault(changes, where):
 def test_what_may_differ_is_no_fault():
     other = {"preset": {"clip_range": 0.2}, "circumstances": {"commit": "another"}}
     assert gather([line(), line(contender="dqn", **other), line("Add", setup={"solved": 0.5})]).faults == []
+
+
+def test_new_runs_go_with_kept_ones(tmp_path):
+    runs = [line(seed=seed, random=0.07924663615873234) for seed in (0, 1)]
+    write_compact(tmp_path / "kept.jsonl.gz", runs[:1])
+    fresh = write(tmp_path / "fresh.jsonl", runs[1:])
+    assert gather(read([tmp_path / "kept.jsonl.gz", fresh])).faults == []
