@@ -90,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, str(Path.cwd()))  # 'module:attr' finds the user's own files, as `python -m` would
     transformers_logging.disable_progress_bar()  # of reading and writing weights; ours are about the run
     try:
-        with contextlib.redirect_stderr(io.StringIO()) if _rank() not in ("", "rank 0: ") else contextlib.nullcontext():
-            arguments = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)  # rank 0 says what is wrong
+        another = int(os.environ.get("RANK", 0)) > 0  # rank 0 says what is wrong with the options
+        with contextlib.redirect_stderr(io.StringIO()) if another else contextlib.nullcontext():
+            arguments = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         if arguments.command is not _train and asked_size(os.environ) > 1:
             raise WorldError("only 'textgen train' runs in several processes: start the others without a launcher")
         code: int = arguments.command(arguments)

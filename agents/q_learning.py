@@ -37,7 +37,7 @@ class QLearner(TextAlgorithm):
 
     config_class: ClassVar[type[AlgorithmConfig]] = QLearningConfig
     config: QLearningConfig
-    policy: PolicyWithTarget
+    policy: PolicyWithTarget  # type: ignore[assignment]
     has_prior: ClassVar[bool] = False
     """Whether the language model's own distribution takes part in acting."""
 
