@@ -142,7 +142,7 @@ class TextAlgorithm(SB3Citizen):
             lr=self.learning_rate,
             eps=self.config.adam_eps,
         )
-        self.micro_batches = MicroBatches(self.policy, self.config)
+        self.micro_batches = MicroBatches(self.policy, self.config, self.world)
         self.reference = self._make_reference()
         if self.env is not None:
             self._setup_collector()

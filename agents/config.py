@@ -12,6 +12,10 @@ from textgen_env.lookup import did_you_mean
 
 Config = TypeVar("Config", bound="AlgorithmConfig")
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+MICRO_BATCH_TOKENS = (
+    "most tokens (padding included) in one forward, which changes no result; none takes what the GPU's memory holds "
+    "(on a CPU 16,384), and memory that runs out halves it"
+)
 
 
 def option(default: Any, help: str) -> Any:
@@ -35,11 +39,7 @@ class AlgorithmConfig:
     temperature: float = option(1.0, "divides the logits, in sampling and in training alike")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
     adam_eps: float = option(1e-5, "Adam's epsilon")
-    micro_batch_tokens: int | None = option(
-        None,
-        "most tokens (padding included) in one forward, which changes no result; none takes what the GPU's memory "
-        "holds (on a CPU 16,384), and memory that runs out halves it",
-    )
+    micro_batch_tokens: int | None = option(None, MICRO_BATCH_TOKENS)
     precision: Precision = option("float32", "bf16 is autocast with float32 log-softmax, values and losses")
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory for a third more time"

@@ -234,7 +234,7 @@ class Job(Generic[Rules]):
             return supervised_fit(
                 agent.policy,
                 train,
-                SupervisedConfig(epochs=epochs),
+                SupervisedConfig(epochs=epochs, micro_batch_tokens=agent.config.micro_batch_tokens),
                 seed=self.settings.seed,
                 on_step=on_step,
                 world=self.world,

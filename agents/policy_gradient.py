@@ -19,7 +19,6 @@ from agents.kl import ESTIMATORS, KLController, KLEstimator, k3, kl_metrics, pen
 from agents.losses import value_loss
 from agents.policy import TextPolicy
 from agents.shaping import shaped_rewards, to_unit_variance
-from agents.sharding import idle_passes
 from agents.trajectories import Trajectories
 
 KLPlace: TypeAlias = Literal["reward", "loss"]
@@ -164,11 +163,7 @@ class PolicyGradient(TextAlgorithm):
         def loss(micro_rows: Tensor, episodes: Trajectories) -> tuple[Tensor, Mapping[str, Tensor]]:
             return self._loss(batch, rows[micro_rows], episodes, count)
 
-        idle = idle_passes(self.policy, self.world, minibatch, self.micro_batches.tokens)
-        stats = self.micro_batches.accumulate(minibatch, loss)
-        for _ in range(idle):
-            (0.0 * self._loss(batch, rows[:1], minibatch.select([0]), count)[0]).backward()
-        return self.world.sums(stats)
+        return self.world.sums(self.micro_batches.accumulate(minibatch, loss))
 
     def _loss(
         self, batch: Batch, rows: Tensor, episodes: Trajectories, count: int

@@ -20,7 +20,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from agents.distributed import World, WorldError
 from agents.policy import TextPolicy
-from agents.trajectories import Trajectories
 
 
 def shard(policy: TextPolicy, world: World) -> None:
@@ -110,17 +109,6 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for number, of_one in state["state"].items()
     }
     optimiser.load_state_dict({**state, "state": shares})
-
-
-def idle_passes(policy: TextPolicy, world: World, episodes: Trajectories, max_tokens: int) -> int:
-    """How many passes of no weight a rank adds to its micro-batches, so that all ranks have as many; 0 without shards.
-
-    A pass puts the blocks together with the shares of all ranks: nobody may be missing.
-    """
-    if not is_sharded(policy):
-        return 0
-    own = sum(1 for _ in episodes.micro_batches(max_tokens))
-    return world.max(own) - own
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents.config import option
 from agents.distributed import ALONE, World
+from agents.micro_batches import MicroBatches, consecutive
 from agents.packing import Places
 from agents.policy import TextPolicy
 from agents.training_loop import LoopConfig, TrainingLoop
@@ -32,6 +33,31 @@ class Pairs:
     input_ids_NS: Tensor
     prompt_lengths_N: Tensor
     lengths_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N, and S."""
+        return len(self), self.input_ids_NS.shape[1]
+
+    @property
+    def answers_NS(self) -> Tensor:
+        """bool (N, S − 1): True where the next token is the completion's."""
+        columns = torch.arange(self.input_ids_NS.shape[1] - 1)
+        return (columns >= self.prompt_lengths_N[:, None] - 1) & (columns < self.lengths_N[:, None] - 1)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Pairs:
+        """Some of the pairs, trimmed to the longest of them."""
+        at = torch.as_tensor(rows)
+        lengths = self.lengths_N[at]
+        return Pairs(self.input_ids_NS[at, : int(lengths.max())], self.prompt_lengths_N[at], lengths)
+
+    def micro_batches(self, max_tokens: int) -> Iterator[tuple[Tensor, Pairs]]:
+        """As `Trajectories.micro_batches`, in their order."""
+        for rows in consecutive(self.shape, max_tokens):
+            yield rows, self.select(rows)
 
 
 def reference_pairs(mdp: TextMDP) -> Pairs:
@@ -88,45 +114,63 @@ def supervised_fit(
     config = config or SupervisedConfig()
     pairs = reference_pairs(mdp)
     width = policy.value_head.in_features
-    loop = TrainingLoop(policy.model.parameters(), len(pairs.lengths_N), config, width=width, seed=seed)
+    loop = TrainingLoop(policy.model.parameters(), len(pairs), config, width=width, seed=seed)
+    micro_batches = MicroBatches(policy, config, world)
     losses: list[float] = []
     if loop.batch < world.size:
         raise ValueError(f"{loop.batch} pairs a step cannot be shared out to {world.size} ranks: raise batch_size")
     world.broadcast(policy)
     for rows in loop:
-        own = rows[world.rank :: world.size]
-        loss, answer_loss = pair_loss(policy, pairs, own, config.prompt_loss_weight, world)
-        loss.backward()
+        own = pairs.select(rows[world.rank :: world.size])
+        losses.append(accumulate_pairs(policy, own, micro_batches, config.prompt_loss_weight, world))
         world.sum_gradients(loop.parameters)
         loop.update()
-        losses.append(answer_loss)
         if on_step is not None:
-            on_step(loop.step, loop.steps, answer_loss)
+            on_step(loop.step, loop.steps, losses[-1])
     return float(np.mean(losses[-max(1, loop.steps // 10) :]))
 
 
-def pair_loss(
-    policy: TextPolicy, pairs: Pairs, rows: Sequence[int], prompt_loss_weight: float = 0.0, world: World = ALONE
-) -> tuple[Tensor, float]:
-    """Mean negative log-likelihood, in nats a token, of some pairs' completions (and, weighted, of their prompts).
+def accumulate_pairs(
+    policy: TextPolicy,
+    pairs: Pairs,
+    micro_batches: MicroBatches,
+    prompt_loss_weight: float = 0.0,
+    world: World = ALONE,
+) -> float:
+    """Add the gradients of the mean loss of pairs, in micro-batches; with ranks, this one's part of all pairs' mean.
 
     Returns:
-        This rank's part of the weighted loss, with gradients, and the completions' part of all ranks'.
+        The negative log-likelihood of all ranks' completions, in nats a token.
     """
-    at = torch.as_tensor(rows)
-    lengths = pairs.lengths_N[at]
-    input_ids = pairs.input_ids_NS[at, : int(lengths.max())].to(policy.device)
-    columns = torch.arange(input_ids.shape[1] - 1)
-    answer = (columns >= pairs.prompt_lengths_N[at, None] - 1) & (columns < lengths[:, None] - 1)
-    kept = (columns < lengths[:, None] - 1) if prompt_loss_weight else answer
+    answers = int(pairs.answers_NS.sum())
+    prompts = int((pairs.lengths_N - 1).sum()) - answers
+    count = world.sum(answers)
+    weight = world.sum(answers + prompt_loss_weight * prompts)
+
+    def loss(_rows: Tensor, part: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+        weighted, answer = pair_losses(policy, part, prompt_loss_weight)
+        return weighted / weight, {"answers": answer / count}
+
+    return float(world.sum(micro_batches.accumulate(pairs, loss)["answers"]))
+
+
+def pair_losses(policy: TextPolicy, pairs: Pairs, prompt_loss_weight: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood, in nats, summed over the pairs' tokens.
+
+    Returns:
+        Of the completions and, weighted, of their prompts, with gradients; and of the completions alone, without.
+    """
+    input_ids = pairs.input_ids_NS.to(policy.device)
+    count, length = pairs.shape
+    columns = torch.arange(length - 1)
+    answer = pairs.answers_NS
+    kept = (columns < pairs.lengths_N[:, None] - 1) if prompt_loss_weight else answer
     rows_N, columns_N = kept.nonzero(as_tuple=True)
-    select_N = (rows_N * input_ids.shape[1] + columns_N).to(policy.device)
-    positions = torch.arange(input_ids.shape[1], device=policy.device).expand(len(at), -1)
+    select_N = (rows_N * length + columns_N).to(policy.device)
+    positions = torch.arange(length, device=policy.device).expand(count, -1)
     targets_N = input_ids.flatten()[select_N + 1]
     log_probs_N, _, _ = policy.score_places(Places(input_ids, positions, None, select_N), targets_N, with_entropy=False)
     nll_N = -log_probs_N
     is_answer_N = answer[rows_N, columns_N].to(policy.device)
     weights_N = torch.where(is_answer_N, 1.0, prompt_loss_weight)
-    answers_N = nll_N[is_answer_N].detach()
-    answer_loss = world.sum(answers_N.sum()) / world.sum(len(answers_N))
-    return (nll_N * weights_N).sum() / world.sum(weights_N.sum()), float(answer_loss)
+    return (nll_N * weights_N).sum(), nll_N[is_answer_N].detach().sum()

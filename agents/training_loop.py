@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from agents.callbacks import StopOnSignal, replace_file
-from agents.config import option
+from agents.config import MICRO_BATCH_TOKENS, option
 from agents.sharding import clip_gradients
 
 
@@ -38,10 +38,13 @@ class LoopConfig:
     warmup: float = option(0.05, "fraction of the steps over which the learning rate rises")
     weight_decay: float = option(0.01, "decoupled weight decay")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    micro_batch_tokens: int | None = option(None, MICRO_BATCH_TOKENS)
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1:
             raise ValueError(f"epochs and batch_size must be above 0, got {self.epochs} and {self.batch_size}")
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens must be at least 1, got {self.micro_batch_tokens}")
 
 
 class TrainingLoop:

@@ -45,6 +45,11 @@ class Trajectories:
         return len(self.infos)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """B, and S."""
+        return len(self.infos), self.input_ids_BS.shape[1]
+
+    @property
     def lengths_B(self) -> Tensor:
         """int64: actions of each episode."""
         return self.action_mask_BT.sum(-1)

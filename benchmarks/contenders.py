@@ -95,9 +95,9 @@ class SupervisedBaseline(Contender):
         config, mdp = SupervisedConfig(**start.setup.supervised), start.mdp
         policy = TextPolicy(start.fresh_model(), mdp.tokenizer.vocab_size)
         pairs = reference_pairs(mdp)
-        batch = min(config.batch_size, len(pairs.lengths_N))
+        batch = min(config.batch_size, len(pairs))
         length = float((pairs.lengths_N - pairs.prompt_lengths_N).double().mean())
-        watch.tokens = round(config.epochs * len(pairs.lengths_N) * length)
+        watch.tokens = round(config.epochs * len(pairs) * length)
 
         def on_step(step: int, steps: int, loss: float) -> None:
             if step == steps or watch.due(round(step * batch * length)):

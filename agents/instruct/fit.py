@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.callbacks import replace_file
 from agents.config import option
 from agents.evaluation import Interval, bootstrap_interval
+from agents.micro_batches import MicroBatches
 from agents.policy import TextPolicy
 from agents.rollout import Collector
-from agents.supervised import Pairs, SupervisedConfig, pair_loss, reference_pairs
+from agents.supervised import Pairs, SupervisedConfig, accumulate_pairs, pair_losses, reference_pairs
 from agents.training_loop import Checkpoint, TrainingLoop, Watch, patience, train
 from textgen_env import TextGenVectorEnv, TextMDP
 from textgen_env.reward_registry import resolve_reward
@@ -92,18 +94,15 @@ def fit(
     """
     pairs = reference_pairs(train_mdp)
     held_out = None if validation_mdp is None else reference_pairs(validation_mdp)
-    loop = TrainingLoop(
-        policy.model.parameters(), len(pairs.lengths_N), config, width=policy.value_head.in_features, seed=seed
-    )
+    loop = TrainingLoop(policy.model.parameters(), len(pairs), config, width=policy.value_head.in_features, seed=seed)
+    micro_batches = MicroBatches(policy, config)
     best = folder / "best.pt"
 
     def learn(rows: list[int]) -> float:
-        loss, answer_loss = pair_loss(policy, pairs, rows, config.prompt_loss_weight)
-        loss.backward()
-        return answer_loss
+        return accumulate_pairs(policy, pairs.select(rows), micro_batches, config.prompt_loss_weight)
 
     def validate() -> dict[str, float]:
-        return {} if held_out is None else {_FIGURE: mean_loss(policy, held_out, config.batch_size)}
+        return {} if held_out is None else {_FIGURE: mean_loss(policy, held_out, micro_batches)}
 
     def keep(row: Mapping[str, float]) -> None:
         if held_out is not None and _best(watch.history)["step"] == row["step"]:
@@ -138,15 +137,15 @@ def _best(history: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def mean_loss(policy: TextPolicy, pairs: Pairs, batch_size: int) -> float:
-    """Negative log-likelihood of the answers, in nats a token, whatever the batches."""
-    total, tokens = 0.0, 0
-    for start in range(0, len(pairs.lengths_N), batch_size):
-        rows = range(start, min(start + batch_size, len(pairs.lengths_N)))
-        count = int((pairs.lengths_N[rows] - pairs.prompt_lengths_N[rows]).sum())
-        total += pair_loss(policy, pairs, rows)[1] * count
-        tokens += count
-    return total / tokens
+def mean_loss(policy: TextPolicy, pairs: Pairs, micro_batches: MicroBatches) -> float:
+    """Negative log-likelihood of the answers, in nats a token, whatever the micro-batches."""
+    parts: list[float] = []
+
+    def measure(_rows: Tensor, part: Pairs) -> None:
+        parts.append(float(pair_losses(policy, part)[1]))
+
+    micro_batches.each(pairs, measure, begin=parts.clear)
+    return sum(parts) / int(pairs.answers_NS.sum())
 
 
 def evaluate_answers(

@@ -11,7 +11,7 @@ import bisect
 import hashlib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agents.micro_batches import consecutive
 from agents.pretraining.objectives import with_control_tokens
 from textgen_env import TextTokenizer
 
@@ -225,15 +226,28 @@ class Blocks:
             digest.update(getattr(self, part.name).numpy().tobytes())
         return digest.hexdigest()
 
-    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Some blocks, cut to the longest of them."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N, and S."""
+        return len(self), self.input_ids_NS.shape[1]
+
+    def select(self, rows: Sequence[int] | Tensor) -> Blocks:
+        """Some of the blocks."""
         at = torch.as_tensor(rows)
-        pieces_BS = self.pieces_NS[at]
-        width = int((pieces_BS >= 0).sum(-1).max())
-        pieces_BS = pieces_BS[:, :width]
+        return Blocks(*(getattr(self, part.name)[at] for part in fields(self)))
+
+    def micro_batches(self, max_tokens: int) -> Iterator[tuple[Tensor, Blocks]]:
+        """As `Trajectories.micro_batches`, in their order."""
+        for rows in consecutive(self.shape, max_tokens):
+            yield rows, self.select(rows)
+
+    def batch(self, device: torch.device | str = "cpu") -> Batch:
+        """All of them, cut to the longest."""
+        width = int((self.pieces_NS >= 0).sum(-1).max())
+        pieces_BS = self.pieces_NS[:, :width]
 
         def moved(table_NS: Tensor) -> Tensor:
-            table_BS = table_NS[at, :width]
+            table_BS = table_NS[:, :width]
             return (table_BS if table_BS.is_floating_point() else table_BS.long()).to(device)
 
         select_N = (pieces_BS >= 0).flatten().nonzero().squeeze(-1).to(device)
@@ -251,9 +265,3 @@ class Blocks:
             moved(self.target_ids_NS).flatten()[select_N],
             moved(self.rewards_NS).flatten()[select_N],
         )
-
-
-def micro_batches(blocks: Blocks, rows: Sequence[int], most_tokens: int) -> Iterable[list[int]]:
-    """The rows in parts of at most so many places, padding included; at least one row each."""
-    size = max(1, most_tokens // blocks.input_ids_NS.shape[1])
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -6,25 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from agents.micro_batches import MicroBatches
+from agents.packing import Places
 from agents.policy import TextPolicy
 from agents.pretraining.blocks import Batch, Blocks, Controls
-
-_PLACES = 16_384
+from agents.training_loop import LoopConfig
 
 
 def predictions(policy: TextPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
     """log π of each target of a batch, and the value before it, (N,) each, with gradients."""
-    logits_NV, values_N = policy(
-        batch.input_ids_BS, batch.positions_BS, batch.select_N, attention_mask=batch.attention_mask
-    )
-    return -nn.functional.cross_entropy(logits_NV, batch.targets_N, reduction="none"), values_N
+    places = Places(batch.input_ids_BS, batch.positions_BS, batch.attention_mask, batch.select_N)
+    log_probs_N, values_N, _ = policy.score_places(places, batch.targets_N, with_entropy=False)
+    return log_probs_N, values_N
 
 
 @torch.no_grad()
 def text_figures(
-    policy: TextPolicy, blocks: Blocks, texts: Sequence[str], controls: Controls | None = None
+    policy: TextPolicy,
+    blocks: Blocks,
+    texts: Sequence[str],
+    controls: Controls | None = None,
+    config: LoopConfig | None = None,
 ) -> dict[str, float]:
     """How well a model predicts texts.
 
@@ -35,20 +39,23 @@ def text_figures(
         blocks: the texts' own blocks.
         texts: the texts; figures by byte and by character do not depend on the tokenizer.
         controls: the control tokens, where the blocks have some.
+        config: says how many tokens a forward has (``micro_batch_tokens``).
 
     Returns:
         ``nats_per_token``; ``perplexity``, its exponential; ``perplexity_per_byte`` and ``bits_per_byte`` (UTF-8);
         ``perplexity_per_character``.
     """
-    nats, tokens = 0.0, 0
-    size = max(1, _PLACES // blocks.input_ids_NS.shape[1])
-    for start in range(0, len(blocks), size):
-        batch = blocks.batch(range(start, min(start + size, len(blocks))), policy.device)
+    parts: list[tuple[float, int]] = []
+
+    def measure(_rows: Tensor, part: Blocks) -> None:
+        batch = part.batch(policy.device)
         log_probs_N, _ = predictions(policy, batch)
         if controls is not None:
             log_probs_N = log_probs_N[(batch.targets_N != controls.good) & (batch.targets_N != controls.bad)]
-        nats -= float(log_probs_N.double().sum())
-        tokens += len(log_probs_N)
+        parts.append((-float(log_probs_N.double().sum()), len(log_probs_N)))
+
+    MicroBatches(policy, config or LoopConfig()).each(blocks, measure, begin=parts.clear)
+    nats, tokens = map(sum, zip(*parts, strict=True))
     by_byte = nats / sum(len(text.encode("utf-8")) for text in texts)
     return {
         "nats_per_token": nats / tokens,

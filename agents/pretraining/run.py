@@ -15,13 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from stable_baselines3.common.utils import get_device
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from agents.micro_batches import MicroBatches
 from agents.model_source import load_model, tokenizer_beside
 from agents.models import small_gpt2
 from agents.policy import TextPolicy
-from agents.pretraining.blocks import Blocks, Controls, encode_segments, micro_batches, pieces_of
+from agents.pretraining.blocks import Blocks, Controls, encode_segments, pieces_of
 from agents.pretraining.documents import Document, segments_of, split_documents
 from agents.pretraining.figures import described, predictions, text_figures
 from agents.pretraining.objectives import keep_document
@@ -158,9 +159,11 @@ class _Job:
             trained, len(blocks), self.config, width=policy.value_head.in_features, seed=self.settings.seed
         )
 
+        micro_batches = MicroBatches(policy, self.config)
+
         def validate() -> dict[str, float]:
             assert unseen is not None
-            return text_figures(policy, unseen, [document.text for document in held_out], controls)
+            return text_figures(policy, unseen, [document.text for document in held_out], controls, self.config)
 
         watch = Watch(
             validate=None if unseen is None else validate,
@@ -171,15 +174,15 @@ class _Job:
         )
 
         def learn(rows: list[int]) -> float:
-            count = int((blocks.pieces_NS[torch.as_tensor(rows)] >= 0).sum())
-            total = 0.0
-            for part in micro_batches(blocks, rows, self.settings.micro_batch_tokens):
-                batch = blocks.batch(part, policy.device)
+            chosen = blocks.select(rows)
+
+            def loss(_rows: Tensor, part: Blocks) -> tuple[Tensor, dict[str, Tensor]]:
+                batch = part.batch(policy.device)
                 log_probs_N, values_N = predictions(policy, batch)
-                loss = self.objective.loss(log_probs_N, values_N, batch.rewards_N, count=count)
-                loss.backward()
-                total += loss.item()
-            return total
+                value = self.objective.loss(log_probs_N, values_N, batch.rewards_N, count=chosen.num_tokens)
+                return value, {"loss": value}
+
+            return micro_batches.accumulate(chosen, loss)["loss"]
 
         self.say("learn", f"{self.objective.objective}, {loop.steps:,} steps of {loop.batch} blocks")
         finished = train(loop, policy, learn, watch)
@@ -295,7 +298,8 @@ class _Job:
     def fingerprint(self, blocks: Blocks) -> str:
         """Of everything that decides what a step does."""
         objective = {**dataclasses.asdict(self.objective), "reward": None}  # its verdicts are in the blocks
-        said = json.dumps([blocks.fingerprint(), dataclasses.asdict(self.config), objective, self.settings.seed])
+        config = {**dataclasses.asdict(self.config), "micro_batch_tokens": None}  # it changes no result
+        said = json.dumps([blocks.fingerprint(), config, objective, self.settings.seed])
         return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
     def write(self, about: Mapping[str, Any], tokenizer: TextTokenizer) -> None:

@@ -40,9 +40,6 @@ class PretrainSettings:
         None, "steps from one validation and checkpoint to the next; by default a tenth of all"
     )
     precision: Precision = option("float32", "bf16 is autocast with float32 log-softmax, values and losses")
-    micro_batch_tokens: int = option(
-        16_384, "most tokens (padding included) in one forward; the result does not change"
-    )
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory for a third more time"
     )
@@ -50,7 +47,7 @@ class PretrainSettings:
     device: str = option("auto", "auto, cpu, cuda, ...")
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "checkpoint_every", "micro_batch_tokens"):
+        for name in ("block_size", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

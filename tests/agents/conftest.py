@@ -25,6 +25,7 @@ from transformers import (
 
 from agents import PPO
 from agents.policy import TextPolicy
+from agents.supervised import Pairs, pair_losses
 from textgen_env import TextGenVectorEnv, TextMDP, TextTask
 
 VOCAB = 40
@@ -196,6 +197,16 @@ def make_agent(env: Any = None, **options: Any) -> PPO:
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def pair_loss(
+    policy: TextPolicy, pairs: Pairs, rows: Sequence[int], prompt_loss_weight: float = 0.0
+) -> tuple[Tensor, float]:
+    """The mean loss of some pairs, in one forward, and that of their answers alone."""
+    part = pairs.select(rows)
+    weighted, answers = pair_losses(policy, part, prompt_loss_weight)
+    count = int((part.lengths_N - part.prompt_lengths_N).sum())
+    return weighted / (count + prompt_loss_weight * int((part.prompt_lengths_N - 1).sum())), float(answers) / count
 
 
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -8,9 +8,22 @@ from stable_baselines3.common.logger import configure
 
 from agents import DQN, GRPO, ILQL, PPO, REINFORCE, Supervised
 from agents.evaluation import evaluate
+from agents.instruct.fit import InstructConfig, fit
 from agents.logged import reference_episodes
 from agents.micro_batches import MicroBatches
-from tests.agents.conftest import gpt2_config, gradients, largest_gap, make_agent, make_env, make_mdp
+from agents.policy import TextPolicy
+from agents.supervised import SupervisedConfig, supervised_fit
+from tests.agents.conftest import (
+    gpt2_config,
+    gradients,
+    largest_gap,
+    make_agent,
+    make_env,
+    make_mdp,
+    make_policy,
+    weights,
+)
+from tests.agents.pretraining.test_run import learned
 from tests.agents.test_dqn import collected as replayed
 from tests.agents.test_dqn import make_dqn
 from tests.agents.test_ppo import collected
@@ -29,16 +42,20 @@ class Shortage(torch.autograd.Function):
 
 
 def short_of_memory(policy, monkeypatch, most_tokens, *, backward=False):
-    """Let forwards (or backwards) of more than so many tokens fail, as a GPU's would; returns the sizes tried."""
+    """Let forwards (or backwards) of more than so many tokens fail, as a GPU's would; returns the sizes tried.
+
+    A policy, or `TextPolicy` for all there will be.
+    """
     tried = []
     own = policy.features
 
-    def features(input_ids, *args, **kwargs):
-        tried.append(input_ids.numel())
-        short = input_ids.numel() > most_tokens
+    def features(*args, **kwargs):
+        tokens = next(one.numel() for one in args if isinstance(one, torch.Tensor))
+        tried.append(tokens)
+        short = tokens > most_tokens
         if short and not (backward and torch.is_grad_enabled()):
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        hidden, logits = own(input_ids, *args, **kwargs)
+        hidden, logits = own(*args, **kwargs)
         if short:  # the value head has had its gradients when the model's turn fails
             hidden, logits = Shortage.apply(hidden), Shortage.apply(logits)
         return hidden, logits
@@ -155,17 +172,60 @@ def test_every_algorithm_goes_on(monkeypatch):
     assert evaluate(agents[0], mdp, num_prompts=6).entropy > 0
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_warm_start_short_of_memory_is_the_same(backward, monkeypatch, caplog):
+    mdp = make_mdp(prompts=["a", "b c", "c d e", "d", "e"])
+    config = SupervisedConfig(epochs=3, batch_size=4, learning_rate=1e-2)
+    policies = [make_policy(vocab_size=8) for _ in range(2)]
+    tried = short_of_memory(policies[1], monkeypatch, 10, backward=backward)
+    with caplog.at_level(logging.WARNING):
+        losses = [supervised_fit(policy, mdp, config) for policy in policies]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert largest_gap(*map(weights, policies)) < 1e-5
+    assert len([tokens for tokens in tried if tokens > 10]) == len(caplog.records) > 0  # told, and not tried again
+
+
+def test_a_pretraining_short_of_memory_is_the_same(monkeypatch, caplog):
+    """Its validations, too; the held-out blocks are more than fit."""
+    whole = learned("advantage_weighted", epochs=3)
+    tried = short_of_memory(TextPolicy, monkeypatch, 12)
+    with caplog.at_level(logging.WARNING):
+        parts = learned("advantage_weighted", epochs=3)
+    assert max(tried) > 12
+    assert "did not fit in the memory of 'cpu': going on with micro_batch_tokens=12" in caplog.text
+    assert largest_gap(weights(whole.policy), weights(parts.policy)) < 1e-4
+    for row, expected in zip(parts.history, whole.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_instruction_tuning_short_of_memory_is_the_same(tmp_path, monkeypatch):
+    def fitted(name):
+        policy, mdp = make_policy(vocab_size=8), make_mdp(prompts=["a", "b c", "c d e", "d"])
+        config = InstructConfig(epochs=2, batch_size=4, learning_rate=1e-2)
+        (tmp_path / name).mkdir()
+        return fit(policy, mdp, mdp, config, folder=tmp_path / name, fingerprint=""), policy
+
+    whole, policy = fitted("whole")
+    tried = short_of_memory(TextPolicy, monkeypatch, 10)
+    parts, short = fitted("parts")
+    assert max(tried) > 10
+    assert largest_gap(weights(policy), weights(short)) < 1e-5
+    assert [row["validation_loss"] for row in parts.history] == pytest.approx(
+        [row["validation_loss"] for row in whole.history], abs=1e-5
+    )
+
+
 def test_a_single_episode_that_does_not_fit_names_the_mends(monkeypatch):
     agent = make_agent(precision="bf16")
     rollout = collected(agent)
     short_of_memory(agent.policy, monkeypatch, 3)
     message = (
-        r"a single episode of \d+ tokens .* 'cpu': try gradient_checkpointing=True, a lower max_new_tokens or a LoRA"
+        r"a single sequence of \d+ tokens .* 'cpu': try gradient_checkpointing=True, shorter sequences \(max_new_tokens"
     )
     with pytest.raises(torch.OutOfMemoryError, match=message):
         agent.rescore(agent.policy, rollout)
-    agent.config.precision, agent.config.gradient_checkpointing = "float32", True
-    with pytest.raises(torch.OutOfMemoryError, match=r"try precision='bf16', a lower max_new_tokens or a LoRA"):
+    agent.policy.precision, agent.policy.gradient_checkpointing = "float32", True
+    with pytest.raises(torch.OutOfMemoryError, match=r"try precision='bf16', shorter sequences \(.*\) or a LoRA"):
         agent.rescore(agent.policy, rollout)
 
 

@@ -6,8 +6,17 @@ from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHead
 
 from agents.model_source import load_model
 from agents.policy import TextPolicy, chosen, entropy
-from agents.supervised import Pairs, pair_loss
-from tests.agents.conftest import FAMILIES, VOCAB, gpt2_config, largest_gap, make_episodes, make_policy, weights
+from agents.supervised import Pairs
+from tests.agents.conftest import (
+    FAMILIES,
+    VOCAB,
+    gpt2_config,
+    largest_gap,
+    make_episodes,
+    make_policy,
+    pair_loss,
+    weights,
+)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from agents import DQN, PPO
 from agents.distributed import WorldError
 from agents.evaluation import evaluate
-from agents.sharding import clip_gradients, gathered, idle_passes, is_sharded, save_pretrained
+from agents.sharding import clip_gradients, gathered, is_sharded, save_pretrained
 from tests.agents.conftest import gpt2_config, largest_gap, make_env, make_mdp, weights
 from tests.agents.ranks import on_ranks
 
@@ -44,7 +44,7 @@ def learn_sharded_and_whole(folder: Path):
             greedy = evaluate(agent, make_mdp(), greedy=True).mean if world.is_main else None
         agent._logger = type("Silent", (), {"record": lambda *_: None})()
         batch = agent.prepare(rollout)
-        idle = idle_passes(agent.policy, world, rollout, 24)
+        idle = agent.micro_batches._idle_passes(rollout)
         agent.accumulate_gradients(batch, torch.arange(len(rollout)))
         world.sum_gradients(agent.policy.parameters())
         gradient = gathered({name: p.grad for name, p in agent.policy.named_parameters()})

@@ -3,10 +3,20 @@ import math
 import pytest
 import torch
 
+from agents.micro_batches import MicroBatches
 from agents.model_source import load_model
 from agents.policy import TextPolicy
-from agents.supervised import SupervisedConfig, pair_loss, reference_pairs, supervised_fit
-from tests.agents.conftest import gpt2_config, largest_gap, make_mdp, make_policy, weights, word_tokenizer
+from agents.supervised import SupervisedConfig, accumulate_pairs, reference_pairs, supervised_fit
+from tests.agents.conftest import (
+    gpt2_config,
+    gradients,
+    largest_gap,
+    make_mdp,
+    make_policy,
+    pair_loss,
+    weights,
+    word_tokenizer,
+)
 from textgen_env import TextMDP, TextTask
 
 PAIRS = [("a", "b c"), ("b c d", ["d", "e f"]), ("d e", "f f f f"), ("f", None)]
@@ -78,6 +88,21 @@ def test_padding_does_not_matter():
     outside = torch.arange(pairs.input_ids_NS.shape[1]) >= pairs.lengths_N[:, None]
     pairs.input_ids_NS[outside] = 5
     assert torch.equal(pair_loss(policy, pairs, range(4), 0.5)[0], expected)
+
+
+@pytest.mark.parametrize("prompt_loss_weight", [0.0, 0.25])
+@pytest.mark.parametrize("tokens", [7, 14, 1000])
+def test_micro_batches_of_pairs_sum_to_the_mean(tokens, prompt_loss_weight):
+    policy, pairs = make_policy(vocab_size=8), reference_pairs(make_reference_mdp())
+    expected_loss, expected_answers = pair_loss(policy, pairs, range(4), prompt_loss_weight)
+    expected_loss.backward()
+    expected = gradients(policy)
+    policy.zero_grad(set_to_none=True)
+    micro_batches = MicroBatches(policy, SupervisedConfig(micro_batch_tokens=tokens))
+    assert sum(1 for _ in pairs.micro_batches(tokens)) == {7: 4, 14: 2, 1000: 1}[tokens]
+    answers = accumulate_pairs(policy, pairs, micro_batches, prompt_loss_weight)
+    assert largest_gap(gradients(policy), expected) < 1e-12
+    assert answers == pytest.approx(expected_answers, abs=1e-12)
 
 
 def fresh_policy():

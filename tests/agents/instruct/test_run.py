@@ -11,8 +11,9 @@ from agents.instruct.data import Instruction, Limits, as_task, rules
 from agents.instruct.fit import InstructConfig, evaluate_answers, mean_loss
 from agents.instruct.run import REPORT, instruct, read_report, rounds_table
 from agents.instruct.settings import InstructSettings
-from agents.supervised import pair_loss, reference_pairs
-from tests.agents.conftest import make_policy, word_tokenizer
+from agents.micro_batches import MicroBatches
+from agents.supervised import reference_pairs
+from tests.agents.conftest import make_policy, pair_loss, word_tokenizer
 from tests.agents.instruct.test_data import write
 from textgen_env import TextTokenizer
 
@@ -78,7 +79,8 @@ def test_only_the_answer_and_its_eos_are_learned():
 
 def test_validation_loss_does_not_depend_on_its_batches():
     policy, pairs = make_policy(vocab_size=8), reference_pairs(pairs_mdp())
-    losses = [mean_loss(policy, pairs, size) for size in (1, 2, 3)]
+    sizes = [MicroBatches(policy, InstructConfig(micro_batch_tokens=5 * count)) for count in (1, 2, 3)]
+    losses = [mean_loss(policy, pairs, size) for size in sizes]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-12)
     mean_of_means = sum(pair_loss(policy, pairs, [row])[1] for row in range(3)) / 3
     assert abs(mean_of_means - losses[0]) > 1e-3  # must fail: pairs weighed alike, whatever their lengths

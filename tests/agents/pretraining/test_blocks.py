@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.pretraining.blocks import Blocks, Controls, encode_segments, micro_batches, pack, pieces_of
+from agents.pretraining.blocks import Blocks, Controls, encode_segments, pack, pieces_of
 from agents.pretraining.documents import segments_of
 from agents.pretraining.figures import predictions
 from agents.pretraining.preference import tokenizer_that_starts, with_control_vocabulary
@@ -72,7 +72,7 @@ def test_what_shares_a_block_does_not_see_each_other(tokenizer, family):
     policy = make_policy(family, vocab_size=8)
     _, blocks = make_blocks(tokenizer)
     assert int(blocks.pieces_NS.max()) > 0  # there is something to see
-    batch = blocks.batch(range(len(blocks)))
+    batch = blocks.batch()
     found, _ = predictions(policy, batch)
     expected, at = [], 0
     for row, numbers in zip(blocks.input_ids_NS, blocks.pieces_NS, strict=True):
@@ -92,16 +92,16 @@ def test_what_shares_a_block_does_not_see_each_other(tokenizer, family):
 def test_padding_does_not_matter(tokenizer):
     policy = make_policy(vocab_size=8)
     _, blocks = make_blocks(tokenizer)
-    before, _ = predictions(policy, blocks.batch(range(len(blocks))))
+    before, _ = predictions(policy, blocks.batch())
     blocks.input_ids_NS[blocks.pieces_NS < 0] = 5
     blocks.target_ids_NS[blocks.pieces_NS < 0] = 5
-    after, _ = predictions(policy, blocks.batch(range(len(blocks))))
+    after, _ = predictions(policy, blocks.batch())
     assert torch.equal(before, after)
 
 
 def test_a_batch_of_whole_blocks_needs_no_mask(tokenizer):
     blocks = Blocks.of(cut([[2, 3, 4, 5, 6, 7, 2]], tokenizer, 4), 4, 0)
-    assert blocks.batch([0, 1]).attention_mask is None
+    assert blocks.select([0, 1]).batch().attention_mask is None
     assert blocks.num_tokens == 8
 
 
@@ -115,8 +115,13 @@ def test_the_fingerprint_is_of_all_there_is(tokenizer):
 
 def test_micro_batches_hold_so_many_tokens(tokenizer):
     _, blocks = make_blocks(tokenizer)
-    assert micro_batches(blocks, [3, 1, 2, 0], 14) == [[3, 1], [2, 0]]
-    assert micro_batches(blocks, [3, 1], 1) == [[3], [1]]
+    chosen = blocks.select([3, 1, 2, 0])
+    for tokens, expected in ((14, [[0, 1], [2, 3]]), (1, [[0], [1], [2], [3]]), (1000, [[0, 1, 2, 3]])):
+        parts = list(chosen.micro_batches(tokens))
+        assert [rows.tolist() for rows, _ in parts] == expected
+        for rows, part in parts:
+            assert part.fingerprint() == chosen.select(rows).fingerprint()
+    assert torch.equal(chosen.input_ids_NS, blocks.input_ids_NS[[3, 1, 2, 0]])
 
 
 TEXT = 'Mr. Fox ran.  He said "Stop!" twice.\nThen <|eos|> and <|good|>.'

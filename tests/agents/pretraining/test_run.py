@@ -34,11 +34,10 @@ def starts_with_a(completions):
     return [float(text.startswith("a")) for text in completions]
 
 
-def learned(objective="likelihood", *, epochs=6, changes=None, **options):
+def learned(objective="likelihood", *, epochs=6, micro_batch_tokens=None, changes=None, **options):
     reward = None if objective == "likelihood" else starts_with_a
-    return pretrain(
-        TEXTS, settings(**(changes or {})), fit(epochs=epochs), ObjectiveConfig(objective, reward, **options)
-    )
+    config = fit(epochs=epochs, micro_batch_tokens=micro_batch_tokens)
+    return pretrain(TEXTS, settings(**(changes or {})), config, ObjectiveConfig(objective, reward, **options))
 
 
 def all_weights(found):
@@ -111,7 +110,7 @@ def test_the_seed_decides():
 
 
 def test_micro_batches_do_not_change_the_result():
-    whole, parts = learned("advantage_weighted"), learned("advantage_weighted", changes={"micro_batch_tokens": 12})
+    whole, parts = learned("advantage_weighted"), learned("advantage_weighted", micro_batch_tokens=12)
     assert largest_gap(all_weights(whole), all_weights(parts)) < 1e-4
 
 
