@@ -1,5 +1,6 @@
 """A policy in two shards learns what a whole one learns, acts as it does, and is saved whole."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents import DQN, PPO
+from agents.compilation import Compilation
 from agents.distributed import WorldError
 from agents.evaluation import evaluate
 from agents.sharding import clip_gradients, gathered, is_sharded, save_pretrained
@@ -77,6 +79,49 @@ def learn_sharded_and_whole(folder: Path):
     except WorldError as error:
         found["dqn"] = str(error)
     return found
+
+
+HARDWARE = {
+    "plain": {},
+    "float32": {"gradient_checkpointing": True, "compile": True},
+    "bf16": {"precision": "bf16", "gradient_checkpointing": True, "compile": True},
+}
+
+
+def gradients_with_options(_folder: Path):
+    warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)  # what torch says to itself
+    found = {}
+    for name, options in HARDWARE.items():
+        for kind in ("whole", "sharded"):
+            agent = PPO(
+                gpt2_config(), make_env(), shard_weights=kind == "sharded", micro_batch_tokens=24, **OPTIONS, **options
+            )
+            if "compile" in options:
+                agent.policy._compilation = Compilation("eager")
+            with agent.whole():
+                rollout = agent.collector.collect(8 if agent.world.is_main else 4)
+            agent._logger = type("Silent", (), {"record": lambda *_: None})()
+            agent.accumulate_gradients(agent.prepare(rollout), torch.arange(len(rollout)))
+            agent.world.sum_gradients(agent.policy.parameters())
+            found[name, kind] = gathered({name: p.grad for name, p in agent.policy.named_parameters()})
+            if "compile" in options:
+                assert agent.policy._compilation.works
+    return found
+
+
+def test_shards_go_with_what_saves_time_and_memory(hardware):
+    for rank in hardware:
+        exact = rank["plain", "whole"]
+        size = max(float(value.abs().max()) for value in exact.values())
+        assert largest_gap(rank["float32", "whole"], exact) < 1e-5 * size
+        assert largest_gap(rank["float32", "sharded"], exact) < 1e-5 * size
+        # In bf16 another rollout is drawn: the two are compared with each other.
+        assert largest_gap(rank["bf16", "sharded"], rank["bf16", "whole"]) < 5e-2 * size
+
+
+@pytest.fixture(scope="module")
+def hardware(tmp_path_factory):
+    return on_ranks(2, gradients_with_options, tmp_path_factory.mktemp("hardware"))
 
 
 @pytest.fixture(scope="module")
