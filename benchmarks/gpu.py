@@ -25,7 +25,7 @@ from agents.model_source import load_model
 from benchmarks.gpu_cost import SECTIONS, estimated_seconds
 from benchmarks.gpu_learning import learning
 from benchmarks.gpu_rows import Benchmark
-from benchmarks.measure import circumstances
+from benchmarks.measure import check_cuda, circumstances
 from benchmarks.table import Row, one_thread, publish, write
 from benchmarks.workload import Workload
 
@@ -55,11 +55,9 @@ def check_device(device: str, *, quick: bool) -> None:
             raise ValueError(
                 "--device cpu needs --quick: at full size this takes days (python -m benchmarks.throughput)"
             )
-    elif torch.version.cuda is None:
-        raise ValueError(f"torch {torch.__version__} has no CUDA: install a build that has (pytorch.org); {mend}")
-    elif not torch.cuda.is_available():
-        raise ValueError(f"torch finds no GPU: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; {mend}")
-    elif not torch.cuda.is_bf16_supported(including_emulation=False):
+        return
+    check_cuda(mend)
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
             f"{torch.cuda.get_device_name()} has no bf16: take one of compute capability 8.0 or more; {mend}"
         )

@@ -25,6 +25,18 @@ Contender = Callable[[], float]
 """Does its work once and returns how many units (tokens, say) that was."""
 
 
+def check_cuda(mend: str) -> None:
+    """Refuse to go on where there is no GPU that torch can use.
+
+    Raises:
+        ValueError: with what to do about it; ``mend`` is what else could be done.
+    """
+    if torch.version.cuda is None:
+        raise ValueError(f"torch {torch.__version__} has no CUDA: install a build that has (pytorch.org); {mend}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"torch finds no GPU: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; {mend}")
+
+
 @dataclass(eq=False)
 class Timing:
     """What one contender took, one entry a repeat."""

@@ -29,6 +29,7 @@ from agents.rollout import Collector
 from benchmarks import peers
 from benchmarks.measure import (
     Timing,
+    check_cuda,
     cpu_flags,
     in_fresh_process,
     peak_memory_mb,
@@ -328,6 +329,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and circumstances there")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
     options = parser.parse_args(arguments)
+    if options.device.startswith("cuda"):
+        try:
+            check_cuda("without --device the CPU is measured")
+        except ValueError as error:
+            parser.error(str(error))
     sizes = QUICK if options.quick else Workload()
     with one_thread():
         benchmark = Benchmark(sizes, 1 if options.quick else options.repeats, options.device, options.precision)

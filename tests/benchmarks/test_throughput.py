@@ -60,3 +60,10 @@ def test_target_judges_the_ratio(ratio, target, met):
 def test_target_without_a_baseline_judges_the_value():
     assert Row("share", "%", 2.5, target="<= 3").met
     assert not Row("share", "%", 3.5, target="<= 3").met
+
+
+def test_without_cuda_it_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit):
+        main(["--device", "cuda"])
+    assert "has no CUDA: install a build that has" in capsys.readouterr().err
