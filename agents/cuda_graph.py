@@ -22,7 +22,11 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._captures = device.type == "cuda"
+        if self._captures:
+            with torch.cuda.device(device):
+                self._pool = torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream()
 
     def captured(self, run: Callable[[], Found], *, state: Sequence[Tensor]) -> Callable[[], Found]:
         """``run``, recorded once and then replayed, on CUDA; ``run`` itself elsewhere.
@@ -34,9 +38,9 @@ class Graphs:
             run: launches work on the device, and asks for no result of it.
             state: tensors that ``run`` changes; recording it (which takes a few runs) leaves them as they were.
 
-        Where ``run`` cannot be captured, a warning says why, and ``run`` is returned.
+        Where ``run`` cannot be captured, a warning says why, ``run`` is returned, and nothing is captured any more.
         """
-        if self.device.type != "cuda":
+        if not self._captures:
             return run
         before = [tensor.clone() for tensor in state]
 
@@ -45,19 +49,20 @@ class Graphs:
                 tensor.copy_(value)
 
         # Lazily made memory (workspaces, the cache itself) must exist before: of a graph it would be private.
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
+        outside = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 run()
                 restore()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        outside.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Both named: by default the graph's stream is one of the current device, whichever that is.
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 found = run()
         except RuntimeError as error:
-            torch.cuda.synchronize(self.device)
+            self._give_up(outside)
             restore()
             warnings.warn(
                 f"the token step cannot be captured as a CUDA graph and is launched operation by operation, which is "
@@ -72,3 +77,11 @@ class Graphs:
             return found
 
         return replay
+
+    def _give_up(self, outside: torch.cuda.Stream) -> None:
+        """What a capture that fails leaves behind: its stream as the current one, and a generator that waits for it."""
+        self._captures = False
+        torch.cuda.set_stream(outside)
+        torch.cuda.synchronize(self.device)
+        generator = torch.cuda.default_generators[outside.device_index]
+        generator.graphsafe_set_state(generator.clone_state())

@@ -27,7 +27,14 @@ _SOFTMAX = 5 * 4
 
 
 def tokens_that_fit(
-    free_bytes: int, *, reserved_bytes: int, layer_values: Sequence[int], width: int, value_bytes: int, recompute: bool
+    free_bytes: int,
+    *,
+    reserved_bytes: int,
+    layer_values: Sequence[int],
+    width: int,
+    value_bytes: int,
+    recompute: bool,
+    logits: int = 0,
 ) -> int:
     """The most tokens of one forward and its backward.
 
@@ -41,6 +48,7 @@ def tokens_that_fit(
         width: of the hidden states.
         value_bytes: of an activation.
         recompute: whether layers are run again in the backward pass.
+        logits: of a token, where they are not made some rows at a time.
 
     >>> layers = [16 * 768] * 12  # GPT-2: 768 → 3 · 768, 768 → 768, 768 → 4 · 768, 4 · 768 → 768
     >>> options = {"reserved_bytes": 4 * 2**30, "layer_values": layers, "width": 768, "value_bytes": 4}
@@ -50,6 +58,7 @@ def tokens_that_fit(
     kept = _BETWEEN * value_bytes * (max(layer_values) if recompute else sum(layer_values))
     if recompute:
         kept += 4 * width * len(layer_values)
+    kept += _SOFTMAX * logits
     return max(1, int((_SHARE * free_bytes - reserved_bytes) / kept))
 
 
@@ -69,9 +78,11 @@ def shape_of(policy: TextPolicy) -> dict[str, Any]:
     ]
     matrices = [[weight for weight in layer.parameters() if weight.dim() == 2] for layer in layers or [policy.model]]
     bf16 = policy.precision == "bf16"
+    in_chunks = policy.head_to_chunk() is not None
     weight = policy.model.get_output_embeddings().weight
     return {
-        "reserved_bytes": _still_to_come(policy) + policy.most_logits * _SOFTMAX,
+        "reserved_bytes": _still_to_come(policy) + (policy.most_logits * _SOFTMAX if in_chunks else 0),
+        "logits": 0 if in_chunks else policy.vocab_size,
         "layer_values": [sum(sum(weight.shape) for weight in weights) for weights in matrices],
         "width": policy.value_head.in_features,
         "value_bytes": 2 if bf16 else weight.element_size(),

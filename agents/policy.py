@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from agents.activation_checkpointing import recomputing
@@ -165,7 +166,11 @@ class TextPolicy(nn.Module):
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and cache is None
 
         def run() -> Any:
-            with self.autocast(), recomputing(self.model) if recompute else contextlib.nullcontext():
+            with (
+                self.autocast(),
+                self._attention_kernels(),
+                recomputing(self.model) if recompute else contextlib.nullcontext(),
+            ):
                 return self.model(
                     input_ids=input_ids,
                     position_ids=position_ids,
@@ -184,6 +189,15 @@ class TextPolicy(nn.Module):
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         return kept[0].to(self.value_head.weight.dtype), logits
+
+    def _attention_kernels(self) -> contextlib.AbstractContextManager[None]:
+        """On a GPU all but cuDNN's attention, which plans anew for every shape, and ours change all the time.
+
+        In bf16 with masks its gradients can be NaN, too (pytorch/pytorch#196678).
+        """
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
     def heads(self, hidden_NH: Tensor, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """From the chosen places' hidden states and LM logits to the logits that act, (N, V), and values (N,)."""

@@ -13,6 +13,7 @@ from agents.config import check_choice, option
 from agents.losses import policy_gradient_loss
 from agents.policy_gradient import PolicyGradient, PolicyGradientConfig
 from agents.shaping import shaped_rewards
+from agents.sharding import whole
 from agents.trajectories import Trajectories
 
 Baseline: TypeAlias = Literal["none", "batch_mean", "moving_average", "leave_one_out", "self_critical", "value"]
@@ -109,7 +110,8 @@ class REINFORCE(PolicyGradient):
         """
         samples = self.config.samples_per_prompt
         prompts: list[Any] = [info.get("prompt_index") for info in trajectories.infos[::samples]]
-        greedy = self.collector.collect(len(prompts), prompt_indices=prompts, greedy=True)
+        with whole(self.policy):  # ranks take different numbers of steps
+            greedy = self.collector.collect(len(prompts), prompt_indices=prompts, greedy=True)
         assert greedy is not None  # nobody abandons it
         self.num_timesteps += self.world.sum(greedy.num_tokens)
         return shaped_rewards(greedy, self.config).sum(-1).repeat_interleave(samples)

@@ -6,6 +6,7 @@ A rollout is a fixed number of *started* episodes, all played to their end. Taki
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,16 @@ class Collector:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        self.generator.set_state(torch.from_numpy(state["generator"]))
+        """Go on from a `state`; one of another kind of device gives all but the generator of the samples."""
+        saved = torch.from_numpy(state["generator"])
+        if saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
+        else:
+            warnings.warn(
+                f"the run was saved on another kind of device than '{self.generator.device}': it goes on with other "
+                "samples than it would have drawn there",
+                stacklevel=2,
+            )
         self.prompt_order.bit_generator.state = state["prompt_order"]
         self.shuffle.bit_generator.state = state["shuffle"]
         self._prompt_queue = list(state["prompt_queue"])
@@ -134,6 +143,7 @@ class Collector:
     def _ready_decoder(self, rows: int) -> Decoder:
         """The decoder of the last rollout, empty: its memory is worth keeping."""
         if self._decoder is None or self._decoder.cache.num_slots < rows:
+            self._decoder = None  # its memory first
             self._decoder = self.make_decoder(self.policy, rows, self.capacity)
         self._decoder.clear()
         return self._decoder
@@ -190,6 +200,8 @@ class Collector:
             for info, prompt in zip(record.infos, prompts.tolist(), strict=True):
                 info["prompt_index"] = prompt
         trajectories = record.trajectories(self.policy.device, samples_per_prompt)
+        if trajectories.log_probs_BT.isnan().any():
+            raise FloatingPointError("the policy's logits are not finite: lower learning_rate, or look at its weights")
         if record.truncated.any():
             trajectories = trajectories.replace(bootstrap_values_B=self._bootstrap(trajectories, record.truncated))
         return trajectories

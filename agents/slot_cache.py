@@ -23,9 +23,12 @@ class _SlotLayer(CacheLayerMixin):
 
     def allocate(self, slots: int, capacity: int, key_states: Tensor, value_states: Tensor) -> None:
         heads = key_states.shape[1]
+        # Rotary positions make float32 of bf16 keys, and autocast's attention bf16 of them again: at every token.
+        kind = key_states.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else key_states.dtype
         # Zeros, not garbage: a masked NaN would still be NaN times 0.
-        self.keys = key_states.new_zeros((slots, heads, capacity, key_states.shape[-1]))
-        self.values = value_states.new_zeros((slots, heads, capacity, value_states.shape[-1]))
+        self.keys = key_states.new_zeros((slots, heads, capacity, key_states.shape[-1]), dtype=dtype)
+        self.values = value_states.new_zeros((slots, heads, capacity, value_states.shape[-1]), dtype=dtype)
         self.is_initialized = True
 
     # What the abstract class asks for; `SlotCache` answers these questions itself.

@@ -36,7 +36,22 @@ def test_what_cannot_be_captured_is_run_and_said():
         count.add_(1)
         return count * 2 if count.item() else count  # asks the device in the middle
 
+    graphs, stream = Graphs(count.device), torch.cuda.current_stream()
     with pytest.warns(RuntimeWarning, match="cannot be captured as a CUDA graph"):
-        again = Graphs(count.device).captured(run, state=(count,))
+        again = graphs.captured(run, state=(count,))
     assert count.tolist() == [0]
     assert again().tolist() == [2]
+    # Nothing of the capture is left, and none is tried again.
+    assert torch.cuda.current_stream() == stream
+    assert len(torch.rand(3, device="cuda").tolist()) == 3
+    assert graphs.captured(run, state=(count,)) is run
+
+
+@needs_cuda
+def test_the_current_device_does_not_matter():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    count = torch.zeros(4, device="cuda:1")
+    replay = Graphs(count.device).captured(lambda: count.add_(1) * 2, state=(count,))
+    assert count.tolist() == [0] * 4
+    assert replay().tolist() == [2] * 4

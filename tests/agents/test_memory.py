@@ -40,6 +40,18 @@ def test_the_shape_of_a_policy():
     assert bf16["reserved_bytes"] == 3 * size + size // 2 + logits
 
 
+def test_logits_that_cannot_be_made_in_chunks_count_a_token():
+    policy = make_policy(dtype=torch.float32)
+    chunks = shape_of(policy)
+    policy._head_is_plain = False
+    whole = shape_of(policy)
+    assert (chunks["logits"], whole["logits"]) == (0, VOCAB)
+    assert chunks["reserved_bytes"] - whole["reserved_bytes"] == 20 * policy.most_logits
+    rest = {**whole, "reserved_bytes": 0}
+    layers = sum(whole["layer_values"])
+    assert tokens_that_fit(10**9, **rest) == int(0.8 * 10**9 / (2 * 4 * layers + 20 * VOCAB))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gpt_neox"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_no_less_is_reckoned_with_than_is_kept(family, precision):
@@ -60,6 +72,7 @@ def test_on_a_cpu_the_number_is_fixed():
 def test_on_a_gpu_it_is_the_formulas(monkeypatch):
     """The CUDA calls pretended, the rest real."""
     policy = make_policy(dtype=torch.float32)
+    assert policy.head_to_chunk() is not None  # by a forward, while the device is real
     monkeypatch.setattr(type(policy), "device", torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (30 * 2**30, 80 * 2**30))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 3 * 2**30)

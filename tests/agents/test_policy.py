@@ -133,6 +133,19 @@ def test_bf16_computes_outputs_in_float32():
 # Loading and saving
 
 
+def test_on_a_gpu_attention_is_not_cudnns(monkeypatch):
+    policy = make_policy()
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with policy._attention_kernels():
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before  # a CPU has none
+    monkeypatch.setattr(TextPolicy, "device", torch.device("cuda"))
+    with policy._attention_kernels():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 def test_a_config_gives_the_same_weights_for_the_same_seed():
     first, again, other = (weights(load_model(gpt2_config(), seed)) for seed in (5, 5, 6))
     assert largest_gap(first, again) == 0

@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit, TransformReward
 
-from agents.decoder import sample_actions
+from agents.decoder import invert_cumulative, sample_actions
 from agents.model_source import load_model
 from agents.policy import TextPolicy
 from agents.rollout import Collector
@@ -322,6 +322,51 @@ def test_an_impossible_token_is_never_drawn_at_either_end(monkeypatch):
     for uniform in (0.0, 1 - 2**-53):
         monkeypatch.setattr(torch, "rand", lambda *_, value=uniform, **__: torch.tensor([[value]], dtype=torch.float64))
         assert sample_actions(log_probs, None).tolist() == [1]
+
+
+@pytest.mark.parametrize("vocab_size", [65_537, 70_000, 256 * 300])
+def test_a_large_vocabulary_is_drawn_from_by_blocks(vocab_size):
+    """The same as accumulating all of it, but where a uniform falls on a boundary up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 8 * torch.randn(40, vocab_size, generator=generator)
+    logits[:, torch.randperm(vocab_size, generator=generator)[: vocab_size // 2]] = -torch.inf
+    logits[0], logits[0, -1] = -torch.inf, 0.0  # the last token of the last block
+    logits[1], logits[1, 0] = -torch.inf, 0.0
+    log_probs = logits.log_softmax(-1)
+    uniform = torch.rand(40, 1, generator=generator, dtype=torch.float64)
+    cumulative = log_probs.exp().double().cumsum(-1)
+    expected = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
+    assert invert_cumulative(log_probs, uniform).tolist() == expected.tolist()
+    for end in (0.0, 1 - 2**-53):
+        drawn = invert_cumulative(log_probs, torch.full_like(uniform, end))
+        assert log_probs.gather(-1, drawn[:, None]).isfinite().all()
+        assert drawn[:2].tolist() == [vocab_size - 1, 0]
+
+
+@pytest.mark.parametrize("vocab_size", [6, 70_001])
+def test_logits_that_are_no_numbers_stay_within_the_vocabulary(vocab_size):
+    log_probs = torch.full((2, vocab_size), torch.nan)
+    drawn = invert_cumulative(log_probs, torch.full((2, 1), 0.5, dtype=torch.float64))
+    assert drawn.tolist() == [vocab_size - 1] * 2
+
+
+def test_logits_that_are_no_numbers_end_the_rollout():
+    agent = make_agent()
+    with torch.no_grad():
+        agent.policy.model.get_output_embeddings().weight[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="logits are not finite: lower learning_rate"):
+        agent.collector.collect(4)
+
+
+def test_a_state_of_another_kind_of_device_goes_on_with_other_samples():
+    """A CUDA generator's state has 16 bytes, a CPU one's thousands."""
+    agent, other = make_agent(), make_agent(seed=9)
+    state = {**agent.collector.state(), "generator": np.zeros(16, dtype=np.uint8)}
+    before = other.collector.generator.get_state()
+    with pytest.warns(UserWarning, match="another kind of device than 'cpu'"):
+        other.collector.load_state(state)
+    assert torch.equal(other.collector.generator.get_state(), before)
+    assert other.collector.state()["prompt_order"] == state["prompt_order"]
 
 
 # --- others' environments and stops -----------------------------------------------------------------------

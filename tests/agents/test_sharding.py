@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents import DQN, PPO
+from agents import DQN, PPO, REINFORCE
 from agents.compilation import Compilation
 from agents.distributed import WorldError
 from agents.evaluation import evaluate
@@ -106,7 +106,20 @@ def gradients_with_options(_folder: Path):
             found[name, kind] = gathered({name: p.grad for name, p in agent.policy.named_parameters()})
             if "compile" in options:
                 assert agent.policy._compilation.works
+    # Ranks of other numbers of steps: the greedy rollout, too, is everybody's own.
+    critical = REINFORCE(
+        gpt2_config(),
+        make_env(),
+        shard_weights=True,
+        baseline="self_critical",
+        **{name: OPTIONS[name] for name in ("seed", "device", "num_envs", "episodes_per_rollout", "learning_rate")},
+    )
+    found["self_critical"] = critical.learn(1).num_timesteps
     return found
+
+
+def test_a_greedy_baseline_is_played_whole(hardware):
+    assert hardware[0]["self_critical"] == hardware[1]["self_critical"] > 8
 
 
 def test_shards_go_with_what_saves_time_and_memory(hardware):

@@ -179,6 +179,18 @@ def test_weights_cast_once_say_what_autocast_says(family):
             torch.testing.assert_close(first[1], second[1], rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("kind", [Decoder, StaticDecoder])
+def test_the_cache_holds_what_attention_reads(kind):
+    """Rotary positions give float32 keys; autocast's attention would make bf16 of all of them at every token."""
+    policy = make_policy("llama", torch.float32, precision="bf16")
+    decoder = kind(policy, 1, 20)
+    decoder.clear()
+    with torch.no_grad(), policy.autocast():
+        decoder.start([0], [torch.tensor([2, 3, 4])])
+        decoder.step()
+    assert {states.dtype for layer in decoder.cache.layers for states in (layer.keys, layer.values)} == {torch.bfloat16}
+
+
 def test_cast_weights_follow_the_policy_from_one_rollout_to_the_next():
     policy = make_policy("gpt2", torch.float32, precision="bf16")
     decoder = StaticDecoder(policy, 1, 20)
