@@ -129,7 +129,7 @@ def _lowest_digit(prompt: Prompt) -> str:
 
 RUNG = Rung(
     random=random_return(),
-    supervised=0.983,
+    supervised=1.0,
     optimum=1.0,
     hack=Hack(
         "Writes the lowest digit, which needs no carry, and stops.",
