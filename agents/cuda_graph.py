@@ -81,7 +81,8 @@ class Graphs:
     def _give_up(self, outside: torch.cuda.Stream) -> None:
         """What a capture that fails leaves behind: its stream as the current one, and a generator that waits for it."""
         self._captures = False
-        torch.cuda.set_stream(outside)
-        torch.cuda.synchronize(self.device)
+        with torch.cuda.device(self.device):  # to which a stream that is set would go, and stay
+            torch.cuda.set_stream(outside)
+            torch.cuda.synchronize()
         generator = torch.cuda.default_generators[outside.device_index]
         generator.graphsafe_set_state(generator.clone_state())
