@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agents.cast_weights import CastWeights
 from agents.config import option
 from agents.decoder import Decoder
 from agents.policy import TextPolicy
@@ -88,12 +89,16 @@ class TopPDecoder(Decoder):
 
     def __init__(self, policy: TextPolicy, num_slots: int, capacity: int, *, lagged: TextPolicy, top_p: float) -> None:
         super().__init__(policy, num_slots, capacity)
-        self.lagged = Decoder(lagged, num_slots, capacity)
+        # Autocast keeps no casts of frozen weights: it would make them anew at every token.
+        self._cast = CastWeights(lagged) if lagged.precision == "bf16" else None
+        self.lagged = Decoder(lagged if self._cast is None else self._cast.policy, num_slots, capacity)
         self.top_p = top_p
 
     def clear(self) -> None:
-        """Stop all rows of both."""
+        """Stop all rows of both, which may have learned."""
         super().clear()
+        if self._cast is not None:
+            self._cast.refresh()
         self.lagged.clear()
 
     def start(self, rows: Sequence[int], prompts: Sequence[Tensor]) -> None:

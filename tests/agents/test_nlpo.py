@@ -6,8 +6,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from agents import NLPO, PPO, NLPOConfig, evaluate
-from agents.nlpo import top_p_mask
-from tests.agents.conftest import gpt2_config, largest_gap, make_env, make_mdp, weights
+from agents.decoder import Decoder
+from agents.nlpo import TopPDecoder, top_p_mask
+from tests.agents.conftest import gpt2_config, largest_gap, make_env, make_mdp, make_policy, weights
 from tests.agents.tree import COMPLETIONS, DEPTH, Tree, weighted_ascent
 
 OPTIONS = {
@@ -49,6 +50,27 @@ def test_top_p_by_hand(top_p, kept):
     # A smaller set would not do, and a row does not depend on its neighbours or its scale.
     rows = torch.cat([logits + 5, -logits.clamp(min=-9), logits])
     assert torch.equal(top_p_mask(rows, top_p)[[0, 2]], mask.repeat(2, 1))
+
+
+def test_in_bf16_the_lagged_policy_is_cast_once_a_rollout_and_says_the_same():
+    lagged = make_policy(dtype=torch.float32, precision="bf16")
+    both = TopPDecoder(make_policy(dtype=torch.float32, precision="bf16"), 2, 20, lagged=lagged, top_p=0.5)
+    plain = Decoder(lagged, 2, 20)
+
+    def said():
+        with lagged.autocast():  # as long as a rollout: what it casts itself, it keeps
+            for decoder in (both, plain):
+                decoder.clear()
+                decoder.start([0, 1], [torch.tensor([2, 3, 4]), torch.tensor([5])])
+            return both.lagged.step()[0], plain.step()[0]
+
+    with torch.no_grad():
+        cast, own = said()
+        torch.testing.assert_close(cast, own, rtol=0, atol=0.02)
+        lagged.model.transformer.h[0].mlp.c_proj.weight.mul_(3)  # it caught up
+        again, changed = said()
+        torch.testing.assert_close(again, changed, rtol=0, atol=0.05)
+        assert float((changed - own).abs().max()) > 0.2
 
 
 def test_the_set_is_the_smallest_that_reaches_top_p():
