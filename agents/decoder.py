@@ -33,7 +33,9 @@ class Acted:
 
 
 _BLOCK = 256
-"""Tokens; vocabularies beyond its square are sampled by blocks."""
+"""Tokens."""
+_FEW_TOKENS = 4096
+"""In a vocabulary: a larger one is sampled by blocks."""
 
 
 def sample_actions(log_probs_NV: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,14 +54,14 @@ def invert_cumulative(log_probs_NV: Tensor, uniform_N1: Tensor) -> Tensor:
     take several times as long as reading it.
     """
     probs_NV, vocab_size = log_probs_NV.exp(), log_probs_NV.shape[-1]
-    if vocab_size <= _BLOCK**2:
+    if vocab_size <= _FEW_TOKENS:
         return _search(probs_NV, uniform_N1)[0].squeeze(-1)
     whole = vocab_size - vocab_size % _BLOCK
     sums_NK = probs_NV[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1, dtype=torch.float64)
     if whole < vocab_size:
         sums_NK = torch.cat([sums_NK, probs_NV[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], dim=-1)
-    block_N1, passed_N1, share_N1 = _search(sums_NK, uniform_N1)
-    sum_N1 = sums_NK.gather(-1, block_N1)
+    block_N1, passed_NK, share_N1 = _search(sums_NK, uniform_N1)
+    sum_N1, passed_N1 = sums_NK.gather(-1, block_N1), passed_NK.gather(-1, block_N1)
     tokens_NB = block_N1 * _BLOCK + torch.arange(_BLOCK, device=probs_NV.device)
     probs_NB = probs_NV.gather(-1, tokens_NB.clamp(max=vocab_size - 1)).masked_fill(tokens_NB >= vocab_size, 0.0)
     place_N1, _, _ = _search(probs_NB, ((share_N1 - passed_N1 + sum_N1) / sum_N1).clamp(0, 1))
@@ -67,7 +69,7 @@ def invert_cumulative(log_probs_NV: Tensor, uniform_N1: Tensor) -> Tensor:
 
 
 def _search(weights_NK: Tensor, uniform_N1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the cumulative weights pass a share of their total, what they are there, and the share, (N, 1) each.
+    """Where the cumulative weights pass a share of their total, (N, 1), they themselves, (N, K), and the share, (N, 1).
 
     A weight of 0 is never the place. Weights that are not numbers give the last one: an index beyond it would end a
     CUDA process, and the rollout sees that the log-probability is no number.
@@ -75,7 +77,7 @@ def _search(weights_NK: Tensor, uniform_N1: Tensor) -> tuple[Tensor, Tensor, Ten
     cumulative_NK = weights_NK.cumsum(-1, dtype=torch.float64)
     share_N1 = uniform_N1 * (cumulative_NK[:, -1:] * (1 - 2**-52))
     place_N1 = torch.searchsorted(cumulative_NK, share_N1, right=True).clamp_(max=weights_NK.shape[-1] - 1)
-    return place_N1, cumulative_NK.gather(-1, place_N1), share_N1
+    return place_N1, cumulative_NK, share_N1
 
 
 class Decoder:

@@ -324,7 +324,7 @@ def test_an_impossible_token_is_never_drawn_at_either_end(monkeypatch):
         assert sample_actions(log_probs, None).tolist() == [1]
 
 
-@pytest.mark.parametrize("vocab_size", [65_537, 70_000, 256 * 300])
+@pytest.mark.parametrize("vocab_size", [4_097, 50_257, 256 * 300])
 def test_a_large_vocabulary_is_drawn_from_by_blocks(vocab_size):
     """The same as accumulating all of it, but where a uniform falls on a boundary up to rounding."""
     generator = torch.Generator().manual_seed(0)
@@ -343,7 +343,7 @@ def test_a_large_vocabulary_is_drawn_from_by_blocks(vocab_size):
         assert drawn[:2].tolist() == [vocab_size - 1, 0]
 
 
-@pytest.mark.parametrize("vocab_size", [6, 70_001])
+@pytest.mark.parametrize("vocab_size", [6, 50_257])
 def test_logits_that_are_no_numbers_stay_within_the_vocabulary(vocab_size):
     log_probs = torch.full((2, vocab_size), torch.nan)
     drawn = invert_cumulative(log_probs, torch.full((2, 1), 0.5, dtype=torch.float64))
