@@ -19,22 +19,23 @@ def readme_table(comparison: Comparison) -> str:
     """A row a contender and a column a task, as Markdown."""
     records = comparison.records
     tasks = comparison.normalised_tasks
-    names = [name for name in comparison.contenders if name in comparison.overall]
+    played = {name: len(comparison.tasks_of(name)) for name in comparison.contenders if name in comparison.overall}
+    names = sorted(played, key=played.__getitem__, reverse=True)  # a mean over easy tasks alone is no better one
     commits = ", ".join(circumstances(records.all_runs()).get("commit", {})) or "unknown"
     rows = []
     for name in names:
         marked = name if kind(name) == "ours" else f"{name} ({kind(name)})"
-        rows.append([marked, _pooled(comparison.overall[name]), *[_cell(comparison, task, name) for task in tasks]])
+        pooled = _pooled(comparison.overall[name]) if played[name] == len(tasks) else f"{played[name]} of {len(tasks)}"
+        rows.append([marked, pooled, *[_cell(comparison, task, name) for task in tasks]])
     blocks: list[Block] = [
         Paragraph(
             f"Normalised scores on held-out prompts (0 is random play, 1 the optimum), interquartile mean over "
-            f"{count(len(records.seeds), 'seed')}; over all tasks with a 95 % interval (stratified bootstrap). "
+            f"{count(len(records.seeds), 'seed')}; over all tasks, of those who played all, with a 95 % interval "
+            f"(stratified bootstrap). "
             f"In parentheses: seeds that solved the task. {count(len(records.all_runs()), 'run')}, commit {commits}."
         ),
         Table(["", "all tasks", *tasks], rows),
     ]
-    if partial := [name for name in names if len(comparison.tasks_of(name)) < len(tasks)]:
-        blocks.append(Paragraph(f"Did not play every task: {', '.join(partial)}."))
     return to_markdown(blocks) + _MORE
 
 

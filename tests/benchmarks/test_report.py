@@ -266,7 +266,9 @@ def test_the_table_has_a_row_a_contender_and_a_column_a_task():
     rows = {row[0]: row[1:] for row in table[2:]}
     assert rows["ppo"] == ["0.80 (0.80 to 0.80)", "1.00 (5)", "0.60 (0)"]
     assert rows["trl_ppo (peer)"][1] == "0.74 (0)"
+    assert rows["ilql"][0] == "1 of 2"  # no mean over other tasks than the others'
     assert rows["ilql"][2] == "–"
+    assert table[-1][0] == "ilql"
     assert "5 seeds" in readme_table(Comparison(gather(ladder())))
 
 
