@@ -140,8 +140,9 @@ class Comparison:
         }
         """Contender -> the interquartile mean of the normalised scores of all its runs on all tasks."""
         ranks = {name: -found.value for name, found in self.overall.items()}
-        self.contenders = sorted(records.contenders, key=lambda name: ranks.get(name, math.inf))
-        """The best over all tasks first."""
+        played = {name: len(self.tasks_of(name)) for name in records.contenders}
+        self.contenders = sorted(records.contenders, key=lambda name: (-played[name], ranks.get(name, math.inf)))
+        """The best over all tasks first, then those of fewer: a mean over easy tasks alone is no better one."""
 
     def _is_normalised(self, task: str) -> bool:
         runs = [run for (name, _), runs in self.records.runs.items() if name == task for run in runs]

@@ -20,10 +20,9 @@ def readme_table(comparison: Comparison) -> str:
     records = comparison.records
     tasks = comparison.normalised_tasks
     played = {name: len(comparison.tasks_of(name)) for name in comparison.contenders if name in comparison.overall}
-    names = sorted(played, key=played.__getitem__, reverse=True)  # a mean over easy tasks alone is no better one
     commits = ", ".join(circumstances(records.all_runs()).get("commit", {})) or "unknown"
     rows = []
-    for name in names:
+    for name in played:
         marked = name if kind(name) == "ours" else f"{name} ({kind(name)})"
         pooled = _pooled(comparison.overall[name]) if played[name] == len(tasks) else f"{played[name]} of {len(tasks)}"
         rows.append([marked, pooled, *[_cell(comparison, task, name) for task in tasks]])

@@ -110,11 +110,12 @@ def gather(found: Iterable[Run], num_seeds: int | None = None) -> Records:
     """Sort runs by task and contender, and look for what is wrong with them.
 
     A task's contender is expected to have every seed that occurs anywhere, and 0 to ``num_seeds`` - 1 if that is given.
-    That a contender did not play a task at all is no fault: some cannot.
+    That a contender did not play a task at all is no fault: some cannot. Numbers are as `write_compact` keeps them, so
+    that new runs go with kept ones, and a difference in a float's last digit is none.
     """
     by_cell: dict[tuple[str, str], dict[int, Run]] = {}
     for run in found:
-        by_cell.setdefault((run["task"], run["contender"]), {})[run["seed"]] = run
+        by_cell.setdefault((run["task"], run["contender"]), {})[run["seed"]] = _rounded(run)
     order = [list(dict.fromkeys(names)) for names in zip(*by_cell, strict=True)]
     cells = sorted(by_cell, key=lambda cell: (order[0].index(cell[0]), order[1].index(cell[1])))
     seeds = sorted({seed for runs in by_cell.values() for seed in runs} | set(range(num_seeds or 0)))
@@ -143,16 +144,13 @@ def _fault(where: str, run: Run | None) -> Fault | None:
 
 
 def _mixed(runs: Mapping[tuple[str, str], Sequence[Run]]) -> list[Fault]:
-    """What must be equal for runs to be comparable: a task's setup, budget and scale, a contender's options on it.
-
-    Equal as `write_compact` keeps it, so that new runs go with kept ones.
-    """
+    """What must be equal for runs to be comparable: a task's setup, budget and scale, a contender's options on it."""
     faults = []
     for field, per in (("setup", 1), ("budget", 1), ("optimum", 1), ("random", 1), ("preset", 2)):
         values: dict[str, set[str]] = {}
         for cell, mine in runs.items():
             values.setdefault(" · ".join(cell[:per]), set()).update(
-                json.dumps(_rounded(run.get(field)), sort_keys=True) for run in mine
+                json.dumps(run.get(field), sort_keys=True) for run in mine
             )
         faults += [
             Fault(where, f"its runs differ in their {field}, so they cannot be compared")

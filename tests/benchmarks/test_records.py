@@ -121,3 +121,9 @@ def test_new_runs_go_with_kept_ones(tmp_path):
     write_compact(tmp_path / "kept.jsonl.gz", runs[:1])
     fresh = write(tmp_path / "fresh.jsonl", runs[1:])
     assert gather(read([tmp_path / "kept.jsonl.gz", fresh])).faults == []
+
+
+def test_a_difference_in_the_last_digit_of_a_float_is_none():
+    """Kept runs are rounded, new ones and other libraries' sums are not: else 0.3 would beat 0.1 + 0.2, or lose."""
+    records = gather([line(normalised=0.1 + 0.2), line(contender="dqn", normalised=0.3)])
+    assert records.runs["Reverse", "ppo"][0]["normalised"] == records.runs["Reverse", "dqn"][0]["normalised"] == 0.3

@@ -136,7 +136,7 @@ def test_the_figures_of_a_table(text):
     assert overall["supervised"][1] == "baseline"
     assert overall["ilql"][3] == "1 of 2"
     chances = tables(text)[1]
-    assert chances[0][1:] == ["ppo", "dqn", "trl_ppo", "ilql", "supervised"]
+    assert chances[0][1:] == ["ppo", "dqn", "trl_ppo", "supervised", "ilql"]
     assert chances[2][:3] == ["ppo", "", "1.00 (1.00 to 1.00)"]
     assert "Not in these figures, for want of normalised scores: Free." in text
     assert "not comparable with the others': ilql." in text
