@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from reward_models.composite import Composable
+from reward_models.reservoir import Reservoir
 from textgen_env.lookup import did_you_mean
 from textgen_env.reward import RewardError
 from textgen_env.tokenizer import TextTokenizer
@@ -165,7 +166,7 @@ class Discriminator(Composable):
             weight_decay=self.config.weight_decay,
             betas=(0.5, 0.95),
         )
-        self.replay = Replay(self.config.replay_size, seed)
+        self.replay: Reservoir[Tokens] = Reservoir(self.config.replay_size, seed)
         self.steps = 0
         self.scored = 0
         self.centre = 0.0
@@ -353,41 +354,6 @@ def token_rewards(logits_BT: Tensor, mask_BT: Tensor, form: Form, credit: Credit
         return paid_BT
     is_last_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) == mask_BT.sum(-1, keepdim=True) - 1
     return paid_BT.sum(-1, keepdim=True) * is_last_BT
-
-
-class Replay:
-    """A uniform sample of everything that was ever put in (reservoir sampling: Vitter 1985, algorithm R)."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.items: list[Tokens] = []
-        self.size = size
-        self.seen = 0
-        self._generator = np.random.default_rng([seed, 1])
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def extend(self, items: Sequence[Tokens]) -> None:
-        """Put items in, each in turn."""
-        for item in items:
-            self.seen += 1
-            if len(self.items) < self.size:
-                self.items.append(item)
-            elif (place := int(self._generator.integers(self.seen))) < self.size:
-                self.items[place] = item
-
-    def state(self) -> dict[str, Any]:
-        """The items, and what decides which of them stay."""
-        return {"items": list(self.items), "seen": self.seen, "generator": self._generator.bit_generator.state}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
-        self.items, self.seen = list(state["items"]), state["seen"]
-        self._generator.bit_generator.state = state["generator"]
-
-    def draw(self, count: int, generator: np.random.Generator) -> list[Tokens]:
-        """Draw items with replacement."""
-        return [self.items[index] for index in generator.integers(max(1, len(self.items)), size=count)]
 
 
 def _load(source: Any, seed: int) -> PreTrainedModel:

@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.alignment.answers import (
-    UNSCORED,
     Answers,
     Side,
     play,
-    positions,
     reference_answers,
     returns,
     same_tokens,
@@ -26,11 +24,12 @@ from agents.alignment.answers import (
 from agents.alignment.duel import Duel, PairwiseJudge, pairwise_duel, people_duel, pointwise_duel
 from agents.alignment.human import Consistency, judged_pairs, pair_consistency, rated_texts, rating_consistency
 from agents.alignment.kl import KL, FrontierPoint, Mean, best_of_n_curve, kl_to
-from agents.alignment.swaps import SwapGap, Swapped, Swaps, swap_gap
+from agents.alignment.swapped import answers_to_swapped, same_answers_swapped
+from agents.alignment.swaps import SwapGap, Swaps
 from agents.alignment.texts import LogLikelihoods, TextFigures, text_figures
 from agents.evaluation import Sample
 from reward_models.feedback.agreement import Figure, bootstrapped
-from textgen_env import Completion, Prompt, Reward, TextMDP, TextTask
+from textgen_env import Prompt, Reward, TextMDP
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -285,13 +284,6 @@ def _consistency(
 # ---------------------------------------------------------------- swaps
 
 
-def swapped_prompt(swaps: Swaps, prompt: Prompt) -> tuple[Prompt, Swapped]:
-    """The prompt with its words exchanged, its references' too, and what that did to the prompt itself."""
-    change = swaps.swap(prompt.text)
-    references = tuple(swaps.swap(reference).text for reference in prompt.references)
-    return Prompt(change.text, references, prompt.metadata), change
-
-
 def _swaps(
     questions: Questions, model: Side, mine: Answers, seed: int
 ) -> tuple[dict[str, SwapGap], dict[str, SwapGap], list[str]]:
@@ -300,78 +292,12 @@ def _swaps(
     if table is None or not questions.scorers:
         return {}, {}, [] if table is None else ["Nothing scores texts: swaps of words change no score."]
     for name, reward in questions.scorers.items():
-        found = _same_answers_swapped(model.mdp, reward, mine.played.completions, table, seed)
+        found = same_answers_swapped(model.mdp, reward, mine.played.completions, table, seed)
         if found is not None:
             same[name] = found
-    answers = _answers_to_swapped(model, questions.scorers, mine, table, seed)
+    answers = answers_to_swapped(model, questions.scorers, mine, table, seed)
     told = [] if same or answers else [f"No prompt or answer has a word of the table '{table.name}'."]
     return same, answers, told
-
-
-def _same_answers_swapped(
-    mdp: TextMDP, reward: Reward, completions: Sequence[Completion], swaps: Swaps, seed: int
-) -> SwapGap | None:
-    """Prompt, references and answer are swapped together: the same thing, said of somebody else."""
-    twins, changes, rows = [], [], []
-    for row, completion in enumerate(completions):
-        prompt, in_prompt = swapped_prompt(swaps, completion.prompt)
-        in_text = swaps.swap(completion.text)
-        change = Swapped(in_text.text, in_prompt.forward + in_text.forward, in_prompt.backward + in_text.backward)
-        if change.forward + change.backward:
-            twins.append(written(mdp, prompt, in_text.text))
-            changes.append(change)
-            rows.append(row)
-    if not rows:
-        return None
-    # The answers before the swap are scored as written texts too: both sides are tokenised alike.
-    before = returns(mdp, reward, [written(mdp, completions[row].prompt, completions[row].text) for row in rows])
-    after = returns(mdp, reward, twins)
-    owners = [completions[row].prompt.text for row in rows]
-    return swap_gap(swaps.name, before, after, changes, owners, of=len(completions), seed=seed)
-
-
-def _answers_to_swapped(
-    model: Side, scorers: Mapping[str, Reward], mine: Answers, swaps: Swaps, seed: int
-) -> dict[str, SwapGap]:
-    """The model answers each prompt that has such words again, swapped: a prompt's mean scores, before and after."""
-    played = mine.played
-    samples = len(played) // len(set(played.prompt_groups_B.tolist()))
-    first = played.completions[::samples]
-    twins = [swapped_prompt(swaps, completion.prompt) for completion in first]
-    rows = [row for row, (_, change) in enumerate(twins) if change.forward + change.backward]
-    if not rows:
-        return {}
-    changes = [twins[row][1] for row in rows]
-    rules = _with_prompts(model, [twins[row][0] for row in rows])
-    answered = play(Side(model.name, model.policy, rules), range(len(rows)), samples, seed + 2)
-    owners = [first[row].prompt.text for row in rows]
-    return {
-        name: swap_gap(
-            swaps.name,
-            mine.scores[name].reshape(-1, samples).mean(-1)[rows],
-            returns(rules, reward, answered.completions).reshape(-1, samples).mean(-1),
-            changes,
-            owners,
-            of=len(first),
-            seed=seed,
-        )
-        for name, reward in scorers.items()
-    }
-
-
-def _with_prompts(model: Side, prompts: Sequence[Prompt]) -> TextMDP:
-    """The model's rules with other prompts, cut only where the model has no room for them."""
-    rules, room = model.mdp, positions(model)
-    longest = max(len(rules.tokenizer.encode_prompt(prompt.text)) for prompt in prompts)
-    return TextMDP(
-        TextTask(rules.task.name, {"train": tuple(prompts)}),
-        UNSCORED,
-        rules.tokenizer,
-        max_prompt_tokens=longest if room is None else min(longest, room - rules.max_new_tokens),
-        max_new_tokens=rules.max_new_tokens,
-        truncation_side=rules.truncation_side,
-        allowed_tokens=rules.allowed_tokens,
-    )
 
 
 # ---------------------------------------------------------------- the frontier

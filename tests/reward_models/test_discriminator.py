@@ -6,7 +6,6 @@ from agents.models import small_gpt2
 from reward_models.discriminator import (
     Discriminator,
     DiscriminatorConfig,
-    Replay,
     discriminator_loss,
     token_rewards,
 )
@@ -223,18 +222,6 @@ def test_a_seed_repeats_bit_for_bit(tokenizer):
     assert torch.equal(first, again)
     assert kept == kept_again
     assert not torch.equal(first, other)
-
-
-def test_the_replay_keeps_a_uniform_draw():
-    counts = np.zeros(40)
-    for seed in range(400):
-        replay = Replay(10, seed)
-        for start in range(0, 40, 8):
-            replay.extend([([], [number]) for number in range(start, start + 8)])
-        assert len(replay) == 10
-        for _, (number,) in replay.items:
-            counts[number] += 1
-    assert np.abs(counts - 100).max() < 4.5 * np.sqrt(400 * 0.25 * 0.75)
 
 
 def test_old_samples_stay_in_mind(tokenizer):
