@@ -5,7 +5,6 @@ from __future__ import annotations
 from agents.document import Block, Paragraph, Table, to_markdown
 from benchmarks.comparison import Comparison, circumstances
 from benchmarks.records import kind
-from benchmarks.statistics import Estimate
 from benchmarks.wording import NONE, count
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -16,16 +15,13 @@ Curves, costs, probabilities of improvement and texts, with their intervals, in 
 
 
 def readme_table(comparison: Comparison) -> str:
-    """A row a contender and a column a task, as Markdown."""
+    """A row a task and a column a contender, as Markdown."""
     records = comparison.records
-    tasks = comparison.normalised_tasks
-    played = {name: len(comparison.tasks_of(name)) for name in comparison.contenders if name in comparison.overall}
+    tasks, names = comparison.normalised_tasks, [name for name in comparison.contenders if name in comparison.overall]
     commits = ", ".join(circumstances(records.all_runs()).get("commit", {})) or "unknown"
-    rows = []
-    for name in played:
-        marked = name if kind(name) == "ours" else f"{name} ({kind(name)})"
-        pooled = _pooled(comparison.overall[name]) if played[name] == len(tasks) else f"{played[name]} of {len(tasks)}"
-        rows.append([marked, pooled, *[_cell(comparison, task, name) for task in tasks]])
+    titles = [name if kind(name) == "ours" else f"{name} ({kind(name)})" for name in names]
+    rows = [[task, *[_cell(comparison, task, name) for name in names]] for task in tasks]
+    rows.append(["all tasks", *[_pooled(comparison, name) for name in names]])
     blocks: list[Block] = [
         Paragraph(
             f"Normalised scores on held-out prompts (0 is random play, 1 the optimum), interquartile mean over "
@@ -33,7 +29,7 @@ def readme_table(comparison: Comparison) -> str:
             f"(stratified bootstrap). "
             f"In parentheses: seeds that solved the task. {count(len(records.all_runs()), 'run')}, commit {commits}."
         ),
-        Table(["", "all tasks", *tasks], rows),
+        Table(["", *titles], rows),
     ]
     return to_markdown(blocks) + _MORE
 
@@ -51,7 +47,11 @@ def between_markers(text: str, part: str) -> str:
     return f"{head}{BEGIN}\n\n{part}\n{END}{tail}"
 
 
-def _pooled(found: Estimate) -> str:
+def _pooled(comparison: Comparison, contender: str) -> str:
+    played, tasks = comparison.tasks_of(contender), comparison.normalised_tasks
+    if len(played) < len(tasks):
+        return f"{len(played)} of {len(tasks)}"
+    found = comparison.overall[contender]
     interval = "" if found.interval is None else f" ({_short(found.interval[0])} to {_short(found.interval[1])})"
     return _short(found.value) + interval
 

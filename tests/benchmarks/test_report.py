@@ -260,22 +260,22 @@ def test_compact_runs_give_the_same_report(tmp_path, capsys, text):
 # --- the README -------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_a_row_a_contender_and_a_column_a_task():
+def test_the_table_has_a_row_a_task_and_a_column_a_contender():
     (table,) = tables(readme_table(Comparison(gather(ladder()))))
-    assert table[0] == ["", "all tasks", "Reverse", "Add"]
-    rows = {row[0]: row[1:] for row in table[2:]}
-    assert rows["ppo"] == ["0.80 (0.80 to 0.80)", "1.00 (5)", "0.60 (0)"]
-    assert rows["trl_ppo (peer)"][1] == "0.74 (0)"
-    assert rows["ilql"][0] == "1 of 2"  # no mean over other tasks than the others'
-    assert rows["ilql"][2] == "–"
-    assert table[-1][0] == "ilql"
+    assert [row[0] for row in table] == ["", ":---", "Reverse", "Add", "all tasks"]
+    columns = {column[0]: column[2:] for column in zip(*table, strict=True)}
+    assert columns["ppo"] == ("1.00 (5)", "0.60 (0)", "0.80 (0.80 to 0.80)")
+    assert columns["trl_ppo (peer)"][0] == "0.74 (0)"
+    assert columns["ilql"][2] == "1 of 2"  # no mean over other tasks than the others'
+    assert columns["ilql"][1] == "–"
+    assert table[0][-1] == "ilql"
     assert "5 seeds" in readme_table(Comparison(gather(ladder())))
 
 
 def test_what_is_no_1_is_not_shown_as_one():
     text = readme_table(Comparison(gather([line(normalised=0.998), line(contender="dqn", normalised=1.0)])))
-    assert "| ppo | \\>.99 | \\>.99 (1) |" in text
-    assert "| dqn | 1.00 | 1.00 (1) |" in text
+    assert "| all tasks | 1.00 | \\>.99 |" in text
+    assert "| Reverse | 1.00 (1) | \\>.99 (1) |" in text
 
 
 def test_only_what_lies_between_the_markers_is_renewed(tmp_path):
