@@ -140,12 +140,16 @@ def contenders() -> dict[str, Contender]:
 
 
 def find_contender(name: str) -> Contender:
-    """The contender of a name.
+    """The contender of a name; of "ppo@mine.json", PPO with the options of that file (see `presets.options`).
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: there is none, or it has no options to change; the message names the nearest.
     """
-    known = contenders()
-    if name not in known:
-        raise ValueError(f"unknown contender '{name}'; {did_you_mean(name, known)}")
-    return known[name]
+    known, base = contenders(), presets.base(name)
+    if base not in known:
+        raise ValueError(f"unknown contender '{base}'; {did_you_mean(base, known)}")
+    if base != name and base not in presets.names():
+        raise ValueError(f"'{name}': the options of {base} stand in benchmarks/tasks.json, the same for everyone")
+    found = known[base]
+    found.name = name
+    return found

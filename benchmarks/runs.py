@@ -2,6 +2,7 @@
 
     python -m benchmarks run --tasks Reverse DelayedBit --algos ppo dqn sb3_ppo --seeds 5 --output runs.jsonl
     python -m benchmarks run --quick
+    python -m benchmarks run --tasks Reverse --algos ppo ppo@mine.json
 
 Runs that the output holds already are not made again, so an interrupted command goes on where it stopped. A run that
 failed is a line too, with its traceback, and is made again by the next command.
@@ -158,7 +159,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks", nargs="+", help="names, or 'ladder', 'recognisable', 'quick' (default: ladder)", metavar="TASK"
     )
     parser.add_argument(
-        "--algos", nargs="+", help=f"'all' (the default), or of {', '.join(contenders())}", metavar="CONTENDER"
+        "--algos",
+        nargs="+",
+        metavar="CONTENDER",
+        help=f"'all' (the default), or of {', '.join(contenders())}; NAME@FILE is one with the options of a JSON file, "
+        "as in benchmarks/presets: what it leaves out stays",
     )
     parser.add_argument("--seeds", type=int, help="number of seeds, 0 to n - 1 (default: 5)")
     parser.add_argument("--budget", type=float, help="scales every task's tokens, a factor (default: 1)")
@@ -195,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = [Job(task, name, seed, args.budget) for task, name in cells for seed in range(args.seeds)]
         lines = read(args.output)
         missing = [job for job in jobs if not is_done(job, lines)]
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         parser.error(str(error))
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)

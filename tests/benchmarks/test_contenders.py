@@ -1,5 +1,7 @@
 import copy
 import json
+import re
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -69,6 +71,49 @@ def test_a_task_changes_the_defaults(tiny_ladder):
     (presets._FOLDER / "ppo.json").write_text(json.dumps({"defaults": {"gama": 1}, "tasks": {}}))
     with pytest.raises(TypeError, match="no option 'gama': did you mean 'gamma'"):
         find_contender("ppo").check(setup("Reverse"))
+
+
+def own(folder, **parts):
+    path = folder / "mine.json"
+    path.write_text(json.dumps(parts))
+    return path
+
+
+def test_a_file_of_ones_own_changes_what_it_names(tiny_ladder):
+    path = own(tiny_ladder, defaults={"learning_rate": 0.5}, tasks={"Reverse": {"learning_rate": 0.25}})
+    built_in = presets.preset("ppo", "Reverse")
+    mine = presets.preset(f"ppo@{path}", "Reverse")
+    assert mine == replace(built_in, learning_rate=0.25)
+    assert presets.preset(f"ppo@{path}", "DelayedBit").learning_rate == 0.5
+    assert find_contender(f"ppo@{path}").options(setup("Reverse")) == asdict(mine)
+    assert find_contender("ppo").options(setup("Reverse")) == asdict(built_in)
+    assert find_contender(f"trl_ppo@{path}").options(setup("Reverse"))["learning_rate"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"default": {}}, "did you mean 'defaults'"),
+        ({"tasks": {"Revers": {}}}, "did you mean 'Reverse'"),
+        ({"defaults": 1}, "'defaults' is no mapping"),
+        ({"defaults": {"gama": 1}}, "did you mean 'gamma'"),
+    ],
+)
+def test_a_file_that_would_change_nothing_is_refused(tiny_ladder, parts, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        find_contender(f"ppo@{own(tiny_ladder, **parts)}").check(setup("Reverse"))
+
+
+def test_a_file_that_is_none_of_presets(tiny_ladder):
+    path = tiny_ladder / "mine.json"
+    with pytest.raises(FileNotFoundError, match=re.escape("mine.json")):
+        find_contender(f"ppo@{path}").check(setup("Reverse"))
+    for text, message in (("{", "is no JSON"), ("[]", "holds no mapping")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            find_contender(f"ppo@{path}").check(setup("Reverse"))
+    with pytest.raises(ValueError, match=re.escape("benchmarks/tasks.json")):
+        find_contender(f"supervised@{path}")
 
 
 # --- the start --------------------------------------------------------------------------------------------

@@ -94,6 +94,20 @@ def test_other_options_are_another_run_and_another_budget_another_file(output, c
     assert len(read(output)) == 2
 
 
+def test_options_of_ones_own_play_beside_the_built_in_ones(tiny_ladder, output):
+    path = tiny_ladder / "mine.json"
+    path.write_text(json.dumps({"defaults": {"learning_rate": 0.01}}))
+    asked = ["--tasks", "Reverse", "--algos", "reinforce", f"reinforce@{path}", "--seeds", 1, "--output", output]
+    assert run(*asked) == 0
+    lines = {line["contender"]: line for line in read(output)}
+    assert {name: line["preset"]["learning_rate"] for name, line in lines.items()} == {
+        "reinforce": 0.001,
+        f"reinforce@{path}": 0.01,
+    }
+    assert run(*asked) == 0
+    assert len(read(output)) == 2  # nothing was made again
+
+
 # --- what is asked for ------------------------------------------------------------------------------------
 
 
