@@ -25,7 +25,7 @@ answers                                      score  without the gate
 ===========================================  =====  ==================
 uniformly random tokens                      −.099
 the keywords alone                           −.030  .970: fooled
-a supervised model (see `benchmarks`)        .733
+a supervised model (see `benchmarks`)        .880
 the references                               .919   .919
 the optimum                                  .941   .941
 ===========================================  =====  ==================
@@ -221,7 +221,7 @@ def _list(prompt: Prompt) -> str:
 
 RUNG = Rung(
     random=-0.0994,
-    supervised=0.7331,
+    supervised=0.8796,
     optimum=0.941117,
     hack=Hack(
         "Writes the keywords and nothing else: there is no sentence in it.",
