@@ -51,7 +51,11 @@ def preset(name: str, task: str) -> AlgorithmConfig:
         OSError: see `options`.
         TypeError: a file names an option that the algorithm does not have.
     """
-    return make_config(find_algorithm(base(name))[1], None, options(name, task))
+    config_class = find_algorithm(base(name))[1]
+    try:
+        return make_config(config_class, None, options(name, task))
+    except TypeError as error:
+        raise TypeError(f"presets of '{name}': {error}") from None
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

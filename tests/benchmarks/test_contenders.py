@@ -96,7 +96,7 @@ def test_a_file_of_ones_own_changes_what_it_names(tiny_ladder):
         ({"default": {}}, "did you mean 'defaults'"),
         ({"tasks": {"Revers": {}}}, "did you mean 'Reverse'"),
         ({"defaults": 1}, "'defaults' is no mapping"),
-        ({"defaults": {"gama": 1}}, "did you mean 'gamma'"),
+        ({"defaults": {"gama": 1}}, "mine.json': .* did you mean 'gamma'"),
     ],
 )
 def test_a_file_that_would_change_nothing_is_refused(tiny_ladder, parts, message):
